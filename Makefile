@@ -1,0 +1,75 @@
+# make reproduce   the paper's tables, from nothing      make test   everything CI runs
+# PYTHON=python3.12 selects the interpreter, VENV= another folder, PROFILE=smoke|quick|paper how much is run.
+
+SHELL   := /bin/bash
+VENV    ?= .venv
+PROFILE ?= quick
+ARGS    ?=
+# Two processes: what the committed timings were taken with. Raise it on a larger machine.
+WORKERS ?= 2
+ifndef PYTHON
+PYTHON  := $(firstword $(foreach p,python3 python3.12 python3.11 python,$(shell $(p) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $(p))) python3)
+endif
+
+BIN      = $(VENV)/bin
+CARRIERS = $(VENV)/share/dualppo/carriers
+PIP      = $(BIN)/python -m pip --disable-pip-version-check -qq
+# Two keys: another Python, other pins, or a moved folder (whose scripts would point nowhere) make the environment anew;
+# other project settings only install the project again, which takes seconds.
+PINS    := $(shell { pwd; $(PYTHON) -c 'import sys; print(sys.version_info[:2])'; cat requirements.lock requirements-carriers.lock; } 2>/dev/null | cksum | tr ' ' '-')
+SELF    := $(shell cat settings.ini setup.py pyproject.toml | cksum | tr ' ' '-')
+STAMP    = $(VENV)/.stamp-$(PINS)
+
+.PHONY: help env lint test reproduce readme docs lock clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
+
+OK      := $(shell $(PYTHON) -c 'import sys; print(sys.version_info[:2] in ((3, 11), (3, 12)))' 2>/dev/null)
+IS      := $(shell $(PYTHON) -c 'import platform; print("Python", platform.python_version())' 2>/dev/null || echo not a Python interpreter)
+right-python = $(if $(filter True,$(OK)),,$(error dualppo needs Python 3.11 or 3.12, but '$(PYTHON)' is $(IS): run make again with PYTHON=/path/to/python3.11))
+
+$(STAMP):
+	$(right-python)
+	@echo "Making $(VENV) with $$($(PYTHON) --version); the first time takes a few minutes and about 2 GB."
+	@rm -rf $(VENV)/.stamp-* && $(PYTHON) -m venv --clear $(VENV)
+	@$(PIP) install -r requirements.lock
+	@$(PIP) download --no-deps -d $(CARRIERS) -r requirements-carriers.lock
+	@touch $@
+
+$(STAMP)-$(SELF): $(STAMP)
+	@rm -f $(STAMP)-*
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m pip check
+	@touch $@
+
+env: $(STAMP)-$(SELF)  ## make .venv with the exact versions of requirements.lock
+
+reproduce: env  ## run the main job and print the paper's tables beside yours
+	@$(BIN)/dualppo reproduce --profile $(PROFILE) $(ARGS)
+
+# The export is checked in a copy: nothing here writes into the tree.
+lint: env  ## style, and is the package what the notebooks export?
+	@$(BIN)/ruff check .
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q tests/test_project.py
+
+test: lint  ## everything CI runs
+	@PATH="$(abspath $(BIN)):$$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 \
+	  $(BIN)/nbdev_test --n_workers $(WORKERS)
+	@PATH="$(abspath $(BIN)):$$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -q -n $(WORKERS) --ignore tests/test_project.py
+
+readme: env  ## write the generated parts of README.md from outputs/published
+	@$(BIN)/python tools/readme.py
+
+docs: env  ## the notebooks as HTML in _docs (with quarto where there is one)
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/docs.py
+
+lock:  ## resolve requirements.lock anew
+	$(right-python)
+	@$(PYTHON) tools/lock.py
+
+clean:  ## remove what was built, keep outputs/
+	rm -rf $(VENV) _docs _proc build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

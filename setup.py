@@ -1,0 +1,52 @@
+"""Build the package from settings.ini, the only place that names version and requirements."""
+
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).resolve().parent
+STATUS = {"1": "1 - Planning", "2": "2 - Pre-Alpha", "3": "3 - Alpha", "4": "4 - Beta", "5": "5 - Production/Stable"}
+
+settings = ConfigParser(delimiters=["="], interpolation=None)
+settings.read(HERE / "settings.ini", encoding="utf-8")
+cfg = settings["DEFAULT"]
+extras = {key.removesuffix("_requirements"): cfg[key].split() for key in cfg if key.endswith("_requirements")}
+extras["all"] = sorted({need for name, needs in extras.items() if name != "dev" for need in needs})
+
+setup(
+    version=cfg["version"],
+    description=cfg["description"],
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author=cfg["author"],
+    author_email=cfg["author_email"],
+    license_expression="Apache-2.0",
+    # The features are CC-BY-4.0: who is to be named travels with every copy.
+    license_files=["LICENSE", "NOTICE", "ATTRIBUTION.md"],
+    url=cfg["git_url"],
+    project_urls={
+        "Source": cfg["git_url"],
+        "Documentation": cfg["doc_host"] + cfg["doc_baseurl"],
+        "Changelog": f"{cfg['git_url']}/blob/{cfg['branch']}/CHANGELOG.md",
+    },
+    keywords=cfg["keywords"].split(),
+    classifiers=[
+        f"Development Status :: {STATUS[cfg['status']]}",
+        f"Intended Audience :: {cfg['audience']}",
+        f"Natural Language :: {cfg['language']}",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    python_requires=f">={cfg['min_python']}",
+    packages=[cfg["lib_path"]],
+    package_data={cfg["lib_path"]: ["assets/*", "py.typed"]},
+    data_files=[
+        # The papermill templates travel with an installed package, so that `dualppo reproduce` runs without a clone.
+        ("share/dualppo/runs", sorted(str(p.relative_to(HERE)) for p in (HERE / "nbs" / "runs").glob("*.ipynb"))),
+    ],
+    install_requires=cfg["requirements"].split(),
+    extras_require=extras,
+    entry_points={"console_scripts": cfg["console_scripts"].split()},
+)
