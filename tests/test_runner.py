@@ -1,0 +1,223 @@
+"""A run is a pure function, a grid does only what is missing, and bad input gets one sentence."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from toys import write_toy
+
+from dualppo import runner
+from dualppo.data import DataError
+from dualppo.methods import method
+from dualppo.runner import Outcome, Run, canonical, execute, finished, job_path, missing, notebook_path, read_record, run_from, run_grid, run_once
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = {"epochs": 1, "inner_epochs": 1, "hidden": 8, "dialogues_per_epoch": 20}
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory) -> Path:
+    """A small features file."""
+    return write_toy(tmp_path_factory.mktemp("toy") / "toy.safetensors", dialogues=440, turns=2)
+
+
+def tiny(toy, name="dual_ppo_bandit", setting="stress", seeds=(0,), **more) -> Run:
+    """A run of a second."""
+    overrides = TINY if hasattr(method(name).config, "epochs") else {}
+    return Run(name, setting, seeds, "smoke", str(toy), overrides={**overrides, **more})
+
+
+def test_a_run_is_a_pure_function(toy):
+    first, second = execute(tiny(toy, seeds=(0, 1))), execute(tiny(toy, seeds=(0, 1)))
+    assert canonical(first) == canonical(second) and first["key"] == second["key"]
+    assert first["results"][0]["test"] != first["results"][1]["test"]
+    assert set(first) - set(json.loads(canonical(first))) == {"measured"}
+    assert set(first["measured"]) == {"wall_clock_s", "peak_memory_mb", "device", "versions", "started"}
+
+
+def test_a_seed_does_not_depend_on_the_seeds_beside_it(toy):
+    assert execute(tiny(toy, seeds=(1,)))["results"][0] == execute(tiny(toy, seeds=(0, 1)))["results"][1]
+
+
+def test_one_and_two_workers_give_the_same_bytes(toy, tmp_path):
+    runs = [tiny(toy, name) for name in ("similarity", "dual_ppo_bandit")]
+    for workers in (1, 2):
+        outcomes = run_grid(runs, tmp_path / str(workers), workers, notebooks=False)
+        assert [o.status for o in outcomes] == ["done"] * 2, outcomes
+    for run in runs:
+        one, two = (read_record(job_path(tmp_path / str(w), run)) for w in (1, 2))
+        assert canonical(one) == canonical(two)
+
+
+def test_only_what_is_missing_is_done_again(toy, tmp_path):
+    runs = [tiny(toy, name) for name in ("random", "similarity", "oracle")]
+    for run in runs:
+        run_once(run, tmp_path)
+    assert missing(runs, tmp_path, notebooks=False) == []
+    job_path(tmp_path, runs[1]).unlink()
+    job_path(tmp_path, runs[2]).write_text(job_path(tmp_path, runs[2]).read_text()[:200])      # truncated
+    assert {r.method for r in missing(runs, tmp_path, notebooks=False)} == {"similarity", "oracle"}
+    before = job_path(tmp_path, runs[0]).stat().st_mtime_ns
+    outcomes = run_grid(runs, tmp_path, 2, notebooks=False)
+    assert {o.run.method: o.status for o in outcomes} == {"random": "cached", "similarity": "done", "oracle": "done"}
+    assert job_path(tmp_path, runs[0]).stat().st_mtime_ns == before
+
+
+def test_other_data_is_another_run(toy, tmp_path):
+    run = tiny(toy, "random")
+    record = run_once(run, tmp_path)
+    assert finished(tmp_path, run, record["data_sha256"]) == record
+    assert finished(tmp_path, run, "0" * 64) is None
+
+
+def package_copy(tmp_path) -> Path:
+    """A copy of the package's sources and assets that may be edited."""
+    folder = tmp_path / "dualppo"
+    (folder / "assets").mkdir(parents=True)
+    for path in runner.package_folder().glob("*.py"):
+        shutil.copy(path, folder)
+    for name in ("judge.safetensors",):
+        shutil.copy(runner.package_folder() / "assets" / name, folder / "assets")
+    return folder
+
+
+def edited(folder: Path, name: str) -> None:
+    """Append a line to a module."""
+    path = folder / f"{name}.py"
+    path.write_text(path.read_text() + "\nEDITED = True\n")
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+
+
+@pytest.mark.parametrize("name", ["cli", "tables", "runner", "methods", "baselines", "build", "__init__"])
+def test_code_hash_ignores_modules_the_run_does_not_execute(tmp_path, name):
+    folder = package_copy(tmp_path)
+    before = runner.code_sha256(method("dual_ppo"), folder)
+    edited(folder, name)
+    assert runner.code_sha256(method("dual_ppo"), folder) == before
+
+
+@pytest.mark.parametrize("name", ["ppo", "env", "metrics", "weights", "rewards", "candidates", "judges"])
+def test_code_hash_sees_modules_the_run_executes(tmp_path, name):
+    folder = package_copy(tmp_path)
+    before = runner.code_sha256(method("dual_ppo"), folder)
+    edited(folder, name)
+    assert runner.code_sha256(method("dual_ppo"), folder) != before
+
+
+def test_code_hash_belongs_to_the_trainer(tmp_path):
+    folder = package_copy(tmp_path)
+    before = {name: runner.code_sha256(method(name), folder) for name in ("sft", "dual_ppo")}
+    edited(folder, "baselines")
+    assert runner.code_sha256(method("sft"), folder) != before["sft"] and runner.code_sha256(method("dual_ppo"), folder) == before["dual_ppo"]
+
+
+def test_code_hash_sees_the_judges_weights(tmp_path):
+    folder = package_copy(tmp_path)
+    before = runner.code_sha256(method("random"), folder)
+    (folder / "assets" / "judge.safetensors").write_bytes(b"other")
+    assert runner.code_sha256(method("random"), folder) != before
+
+
+def test_imports_are_read_in_every_form():
+    source = "import dualppo.a\nfrom dualppo.b import x\nfrom .c import y\nfrom . import d\nfrom dualppo import e\ndef f():\n    from .g import z\nimport os\nfrom other.h import q"
+    assert runner.imports_of(source) == set("abcdeg")
+
+
+def test_a_failed_run_does_not_stop_the_grid(toy, tmp_path, monkeypatch):
+    real = runner.child_command
+    wrong = lambda run, *rest: [sys.executable, "-c", "raise SystemExit('it broke')"] if run.method == "random" else real(run, *rest)
+    monkeypatch.setattr(runner, "child_command", wrong)
+    seen = []
+    outcomes = run_grid([tiny(toy, "random"), tiny(toy, "similarity")], tmp_path, 1, notebooks=False, ended=seen.append)
+    assert {o.run.method: o.status for o in outcomes} == {"random": "failed", "similarity": "done"} and seen == outcomes
+    assert "it broke" in next(o for o in outcomes if o.status == "failed").why
+    assert not job_path(tmp_path, tiny(toy, "random")).exists()
+
+
+def test_interrupt_ends_the_children_and_keeps_what_is_done(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "child_command", lambda run, *rest: [sys.executable, "-c", "import time; time.sleep(60)"])
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "wait", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_grid([tiny(toy, "random")], tmp_path, 1, notebooks=False)
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_a_notebook_that_fails_is_kept_under_another_name(toy, tmp_path, monkeypatch):
+    def broken(run, outputs, notebook, texts=""):
+        return [sys.executable, "-c", f"open({str(notebook)!r}, 'w').write('{{}}'); raise SystemExit(1)"]
+
+    monkeypatch.setattr(runner, "child_command", broken)
+    run = tiny(toy, "random")
+    (outcome,) = run_grid([run], tmp_path, 1)
+    assert outcome.status == "failed" and not notebook_path(tmp_path, run).exists()
+    assert [p.name for p in tmp_path.rglob("*.ipynb")] == [notebook_path(tmp_path, run).with_suffix(".failed.ipynb").name]
+
+
+def test_papermill_executes_the_template_by_itself(toy, tmp_path):
+    out = tmp_path / "out.ipynb"
+    command = [sys.executable, "-m", "papermill", str(ROOT / "nbs" / "runs" / "method.ipynb"), str(out), "-k", "python3", "-p", "method", "dual_ppo", "-p", "setting", "stress",
+               "-p", "seeds", "2", "-p", "data", str(toy), "-p", "overrides", json.dumps(TINY), "-p", "outputs", str(tmp_path / "o")]
+    done = subprocess.run(command, capture_output=True, text=True, env=runner.child_environment())
+    assert done.returncode == 0, done.stderr[-2000:]
+    (path,) = (tmp_path / "o").rglob("*.json")
+    assert read_record(path)["seeds"] == [0, 1]
+    text = out.read_text()
+    assert "Table 1" in text and "mask lifted" in text
+
+
+def test_papermill_refuses_an_unknown_parameter(tmp_path):
+    command = [sys.executable, "-m", "papermill", str(ROOT / "nbs" / "runs" / "method.ipynb"), str(tmp_path / "out.ipynb"), "-k", "python3", "-p", "methd", "sft", "-p", "outputs", str(tmp_path / "o")]
+    done = subprocess.run(command, capture_output=True, text=True, env=runner.child_environment())
+    assert done.returncode != 0 and "unknown parameter 'methd'" in done.stderr and not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("parameters, needle", [
+    ({"method": "dual_pppo"}, "dual_ppo"), ({"setting": "stres"}, "stress"), ({"profile": "quik"}, "quick"), ({"methd": "sft"}, "method"),
+    ({"seeds": 0}, "at least 1"), ({"seeds": [1, 1]}, "different"), ({"seeds": "three"}, "seeds"), ({"overrides": {"gama": 1}}, "gamma"), ({"overrides": "{"}, "not JSON"),
+    ({"overrides": {"tau_mask": 1.5}}, "[0, 1]"), ({"overrides": {"n": 1}}, "at least 2"), ({"overrides": {"epochs": 1.5}}, "int"), ({"overrides": {"mask": "of"}}, "off"),
+    ({"overrides": {"kappa": float("nan")}}, "kappa"), ({"overrides": {"epochs": True}}, "epochs"), ({"overrides": {"name": "x"}}, "no parameter 'name'"),
+])
+def test_bad_parameters_get_one_sentence(parameters, needle):
+    with pytest.raises(DataError, match=".") as caught:
+        run_from(parameters)
+    assert needle in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_device_that_does_not_exist(toy):
+    with pytest.raises(DataError, match="does not exist"):
+        execute(replace(tiny(toy, "random"), device="cuda:99"))
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_full_disk_or_read_only_folder(toy, tmp_path, monkeypatch, code):
+    def refuse(*args, **kwargs):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(DataError) as caught:
+        run_once(tiny(toy, "random"), tmp_path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(DataError):
+        run_grid([tiny(toy, "random")], tmp_path, 1, notebooks=False)
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_the_manifest_names_what_is_there(toy, tmp_path):
+    record = run_once(tiny(toy, "random"), tmp_path)
+    (row,) = runner.manifest(tmp_path)["runs"]
+    assert row["method"] == "random" and row["code_sha256"] == record["code_sha256"] and (tmp_path / row["path"]).is_file()
+
+
+def test_the_longest_run_comes_first(toy, tmp_path):
+    names = [r.method for r in missing([Run("random", data=str(toy)), Run("dpo", data=str(toy)), Run("sft", data=str(toy))], tmp_path)]
+    assert names == ["dpo", "sft", "random"] and Outcome(Run(), "done").why == ""

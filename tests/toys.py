@@ -1,0 +1,43 @@
+"""A small features file with the structure of the real one, made in a second: for tests of the runner, tables and CLI."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+from dualppo.data import Exchange
+from dualppo.encoders import hashed_tokens
+from dualppo.features import Tails, build_features, write_features
+
+TAILS = Tails(strong=("you utter fool", "shut up idiot"), mild=("how silly",), benign=("have a good day",))
+
+
+def direction(text: str) -> torch.Tensor:
+    """A fixed random direction `[384]` of a text."""
+    seed = int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
+    return torch.randn(384, generator=torch.Generator().manual_seed(seed))
+
+
+def encode(texts) -> torch.Tensor:
+    """Unit rows `[n, 384]`: texts with common words are close."""
+    return torch.nn.functional.normalize(torch.stack([sum(direction(w) for w in t.split()) for t in texts]), dim=1)
+
+
+def rude(texts) -> torch.Tensor:
+    """p_harm `[n]` by word: strong tails .9, mild ones .4."""
+    return torch.tensor([.9 if {"fool", "idiot"} & set(t.split()) else .4 if "silly" in t else .02 for t in texts])
+
+
+def exchanges(dialogues: int = 110, turns: int = 4) -> list[Exchange]:
+    """Dialogues about things with numbers for names."""
+    return [Exchange(f"toy:{d}", t, f"what about thing{d} part{t}", f"thing{d} has part{t} and colour{d % 7}", f"thing{d} part{t} is colour{d % 7}")
+            for d in range(dialogues) for t in range(turns)]
+
+
+def write_toy(path: Path, **options) -> Path:
+    """Write the toy features file and return its path."""
+    rows = exchanges(**options)
+    unsafe = [f"go away you thing{i}" for i in range(40)]
+    tensors = build_features(rows, [0] * len(rows), unsafe, TAILS, encode, {"tox_block": rude, "tcc": rude, "head": rude}, hashed_tokens)
+    write_features(path, tensors, {"encoder": {"name": "toy", "sha256": "0"}, "attribution": "toy features, made in a test"})
+    return path
