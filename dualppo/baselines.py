@@ -28,16 +28,17 @@ def dpo_loss(logp_w: Tensor, logp_l: Tensor, ref_w: Tensor, ref_l: Tensor, beta:
     "Mean DPO loss of pairs `[n]` (preferred w, other l); beta > 0 (arXiv:2305.18290 eq. 7)."
     return -F.logsigmoid(beta * ((logp_w - ref_w) - (logp_l - ref_l))).mean()
 
-# %% ../nbs/20_baselines.ipynb #042f594a
+# %% ../nbs/20_baselines.ipynb #fca54118
 @dataclass(frozen=True)
 class SFTConfig:
-    "Cross-entropy to the human's reply. Same policy class, mini-batch and patience as `PPOConfig`; lr is the best on dev of three rates (outputs/published/tuning.csv)."
+    "Cross-entropy to the human's reply. Same policy class, mini-batch, dialogues per epoch and patience as `PPOConfig`; lr is the best on dev of three rates (outputs/published/tuning.csv)."
 
     lr: float = 3e-5
     minibatch: int = 32
     inner_epochs: int = 4
     epochs: int = 50
     patience: int = 5
+    dialogues_per_epoch: int | None = None
     hidden: int = 256
     kappa: float = 40.0
     warm_start: bool = True
@@ -80,7 +81,7 @@ def fit(policy: Policy, batches: Callable[[torch.Generator], Iterable[Tensor]], 
     chosen.load_state_dict(best_state)
     return Trained(chosen, policy, tuple(curves), (0.5, 0.5), best["epoch"], sum(p.numel() for p in policy.parameters()))
 
-# %% ../nbs/20_baselines.ipynb #04e78bd1
+# %% ../nbs/20_baselines.ipynb #75aab10c
 def _start(splits: Splits, config: SFTConfig, seed: int) -> Policy:
     "A fresh two-tower policy, initialised from the seed as in Algorithm 1."
     with torch.random.fork_rng(devices=[]):
@@ -89,19 +90,24 @@ def _start(splits: Splits, config: SFTConfig, seed: int) -> Policy:
                            warm_start=config.warm_start, mask=config.mask).to(splits.train.x.device)
 
 
-def _shuffled(states: Tensor, size: int) -> Callable[[torch.Generator], Iterable[Tensor]]:
-    "Mini-batches of states in a new random order at every call."
-    return lambda g: states[torch.randperm(len(states), generator=g, device=states.device)].split(size)
+def _shuffled(states: Tensor, dialogue: Tensor, config: SFTConfig) -> Callable[[torch.Generator], Iterable[Tensor]]:
+    "Mini-batches of the states of some dialogues (None: of all), drawn and ordered anew at every call."
+    def batches(g: torch.Generator) -> Iterable[Tensor]:
+        ids = torch.unique(dialogue[states])
+        some = ids[torch.randperm(len(ids), generator=g, device=ids.device)[:config.dialogues_per_epoch]]
+        part = states[torch.isin(dialogue[states], some)]
+        return part[torch.randperm(len(part), generator=g, device=part.device)].split(config.minibatch)
+    return batches
 
-# %% ../nbs/20_baselines.ipynb #c1d82af0
+# %% ../nbs/20_baselines.ipynb #c93e82f3
 def train_sft(splits: Splits, config: SFTConfig, seed: int, report: Callable[[dict], None] | None = None) -> Trained:
     "Supervised fine-tuning: cross-entropy to the human's reply on states that have it (A43)."
     env, policy = splits.train, _start(splits, config, seed)
     states = (env.gold >= 0).nonzero().squeeze(1)
     loss = lambda s: F.nll_loss(policy(env, s), env.gold[s])
-    return fit(policy, _shuffled(states, config.minibatch), loss, splits, config, seed, report)
+    return fit(policy, _shuffled(states, env.dialogue, config), loss, splits, config, seed, report)
 
-# %% ../nbs/20_baselines.ipynb #a0a3bebb
+# %% ../nbs/20_baselines.ipynb #429454e4
 def train_dpo(splits: Splits, config: DPOConfig, seed: int, report: Callable[[dict], None] | None = None) -> Trained:
     "SFT, then DPO on random pairs of candidates ranked by Average Reward at (½, ½); as many updates per epoch as PPO (A43)."
     env = splits.train
@@ -117,7 +123,7 @@ def train_dpo(splits: Splits, config: DPOConfig, seed: int, report: Callable[[di
         logp, ref = policy(env, s).gather(1, two), reference[s].gather(1, two)
         return dpo_loss(logp[:, 0], logp[:, 1], ref[:, 0], ref[:, 1], config.beta)
 
-    return fit(policy, _shuffled(torch.arange(len(env), device=env.x.device), config.minibatch), loss, splits, config, seed, report)
+    return fit(policy, _shuffled(torch.arange(len(env), device=env.x.device), env.dialogue, config), loss, splits, config, seed, report)
 
 # %% ../nbs/20_baselines.ipynb #c1715800
 ControlName = Literal["random", "similarity", "similarity_mask", "safest", "gold", "oracle"]
