@@ -20,8 +20,10 @@ class Symbol:
     test: str
     notebook: str
 
-# %% ../nbs/00_notation.ipynb #c901c1ea
+# %% ../nbs/00_notation.ipynb #c8c12fb1
 SYMBOLS = (
+    Symbol(r"x_t", "exchange: query, knowledge, reference", "§4.A", "data.Exchange", "test_data.py::test_split_is_grouped_deterministic_and_near_its_target", "01_data"),
+    Symbol(r"m_i", "place of a dialogue in the 70/15/15 split", "§4.A", "data.split_by_dialogue", "test_data.py::test_split_is_grouped_deterministic_and_near_its_target", "01_data"),
     Symbol(r"s_t", "state: CONCAT of encoder blocks", "Def. 1", "encoders.state_vector", "test_core.py::test_state_is_the_concatenation_of_its_blocks", "02_encoders"),
     Symbol(r"E_{\text{text}}, E_{\text{context}}, E_{\text{vision}}", "typed encoder blocks", "Def. 1", "encoders.TextBlock", "test_core.py::test_state_is_the_concatenation_of_its_blocks", "02_encoders"),
     Symbol(r"a_t = E_{\text{action}}(\text{response}_t)", "action: embedding of a candidate reply", "Def. 2", "env.Env", "test_core.py::test_environment_is_a_pure_function_of_its_seed", "08_env"),
@@ -29,6 +31,8 @@ SYMBOLS = (
     Symbol(r"R_{\text{help}}", "gated, clamped cosine to the reference", "§3.B.1", "rewards.help_reward", "test_core.py::test_help_is_never_negative_and_zero_outside_the_gate", "05_rewards"),
     Symbol(r"\tau_{\text{rel}}", "relevance gate, by k-fold on dev", "§3.B.1", "rewards.choose_tau_rel", "test_core.py::test_gate_keeps_the_share_it_promises", "05_rewards"),
     Symbol(r"R_{\text{safe}} = 1 - p_{\text{harm}}", "safety reward", "§3.B.2", "rewards.safety_reward", "test_core.py::test_environment_is_a_pure_function_of_its_seed", "05_rewards"),
+    Symbol(r"p_{\text{harm}}", "harm probability, three estimators", "§3.B.2", "harm.HarmEstimator", "test_harm.py::test_tox_block_reproduces_published_scores", "03_harm"),
+    Symbol(r"w^\top e + b", "the calibrated head on the frozen encoder", "ours", "harm.FrozenHead", "test_harm.py::test_head_prior_is_bayes_and_monotone", "03_harm"),
     Symbol(r"A_{\text{safe}}(s), \tau_{\text{mask}}", "safe set and its threshold", "§3.C", "masking.safe_set", "test_core.py::test_safe_set_is_never_empty", "06_masking"),
     Symbol(r"T_{\max}", "trajectory length, padding and truncation", "§3.D", "trajectories.build_trajectories", "test_core.py::test_trajectories_hold_every_step_once", "09_trajectories"),
     Symbol(r"(s - \mu)/\sigma", "z-score of states", "Alg. 1 (c)", "trajectories.ZScore", "test_ready_made.py::test_05_padded_rows_stay_zero", "09_trajectories"),
@@ -43,6 +47,7 @@ SYMBOLS = (
     Symbol(r"\partial U(\theta'(w)) / \partial w_k", "hypergradient", "ours, A14", "weights.Hypergradient", "test_ready_made.py::test_07_hypergradient_identity", "0c_weights"),
     Symbol(r"\lambda", "Lagrange multiplier of a harm budget", "baseline 3, A9", "weights.Lagrangian", "test_ready_made.py::test_09_multiplier_rises_iff_cost_exceeds_the_budget", "0c_weights"),
     Symbol(r"\pi^\ast_\theta", "Algorithm 1", "§3.E", "ppo.train_ppo", "test_core.py::test_training_is_a_pure_function_of_its_seed", "0d_ppo"),
+    Symbol(r"\partial L / \partial u", "the update in closed form", "ours", "closed_form.policy_step", "test_core.py::test_closed_form_equals_autograd", "0e_closed_form"),
     Symbol(r"\mathcal L_{\text{DPO}}", "baseline 2", "Table 2", "baselines.dpo_loss", "test_ready_made.py::test_15_dpo_optimum", "20_baselines"),
     Symbol(r"\text{Helpfulness \%}", "mass on replies the judge calls good", "§4.D", "judges.AttributionJudge", "test_core.py::test_metrics_are_exact_expectations", "30_judges"),
     Symbol(r"\text{Harmfulness \%}, \tau_{\text{metric}}", "mass above the metric threshold, graded by another classifier", "§4.D", "metrics.per_state", "test_core.py::test_metrics_are_exact_expectations", "31_metrics"),

@@ -1,11 +1,13 @@
 """Invariants of rewards, masks, trajectories, environments, policies, metrics and the oracle."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from dualppo import closed_form, ppo
 from dualppo.candidates import CLEAN, STRESS, CandidateSpec, draw_candidates, leak_probes
 from dualppo.encoders import state_vector
 from dualppo.env import EnvConfig, add_objective, make_envs
@@ -147,6 +149,27 @@ def test_training_is_a_pure_function_of_its_seed(splits, mode):
     config = replace(SMALL, advantage=mode)
     one, two, other = (train_ppo(splits, config, seed) for seed in (0, 0, 1))
     assert one.curves == two.curves and one.curves != other.curves
+
+
+@pytest.mark.parametrize("change", [{}, {"mask": "off"}, {"mask": "zero"}, {"kl_coef": 0.1}, {"entropy_coef": 0.01}, {"policy": "offset"},
+                                    {"warm_start": False}, {"critic": "vector"}, {"advantage": "literal"}])
+def test_closed_form_equals_autograd(splits, change):
+    "Both ways of step (g) and (h), in double precision, end at the same parameters after an epoch."
+    wide = lambda env: replace(env, **{k: v.double() for k, v in vars(env).items() if isinstance(v, torch.Tensor) and v.is_floating_point()})
+    part = wide(splits.dev_stop)
+    env, config = ppo.with_padding_state(part), replace(SMALL, **change)
+    torch.manual_seed(0)
+    policy = make_policy(config.policy, 768, 384, warm_start=config.warm_start, mask=config.mask).double()
+    critic = Critic(768, 2 if config.critic == "vector" else 1).double()
+    start, paths = all_log_probs(policy, env), build_trajectories(part.dialogue, part.turn)
+    roll = ppo.roll_out(policy, critic, env, paths, torch.tensor([0.5, 0.5]).double(), config, torch.Generator().manual_seed(1))
+    ends = []
+    for module in (ppo, closed_form):
+        nets = copy.deepcopy(torch.nn.ModuleList([policy, critic]))
+        optimiser = torch.optim.Adam(nets.parameters(), lr=1e-4, fused=True)
+        module.update(nets[0], nets[1], optimiser, env, roll, start, config, torch.Generator().manual_seed(2))
+        ends.append(torch.nn.utils.parameters_to_vector(nets.parameters()))
+    assert (ends[0] - ends[1]).abs().max() < 1e-9
 
 
 def test_training_leaves_the_global_generator_alone(splits):
