@@ -2,6 +2,7 @@
 import hashlib
 import json
 import pickle
+import pickletools
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,9 +96,7 @@ def test_word_index_runs_nothing_and_reads_every_protocol(protocol):
     assert word_index(made) == {w: i for w, i in words.items() if i < 20_000}
     assert word_index(made, 10_000_000) == words
     assert not Bomb.fired
-    pickle.loads(made)
-    assert Bomb.fired, "the trap of this test must work"
-    Bomb.fired = False
+    assert {"REDUCE"} <= {code.name for code, _, _ in pickletools.genops(made)}, "the trap of this test must be in the file"
 
 
 def test_a_tokenizer_without_words_is_refused():
