@@ -8,8 +8,8 @@ __all__ = ['SCHEMA', 'PAPER_ONLY', 'PROFILES', 'ASSETS', 'Profile', 'Run', 'chec
            'features_path', 'pick_device', 'finite', 'standard_errors', 'chosen_replies', 'run_seed', 'describe',
            'to_json', 'canonical', 'peak_memory_mb', 'versions', 'execute', 'profile_folder', 'job_path',
            'notebook_path', 'read_record', 'finished', 'run_once', 'default_outputs', 'check_writable', 'run_from',
-           'grid', 'cost', 'Outcome', 'template_path', 'parameters_of', 'child_command', 'child', 'child_environment',
-           'last_line', 'Children', 'run_child', 'missing', 'run_grid', 'manifest']
+           'grid', 'cost', 'Outcome', 'template_path', 'from_here', 'parameters_of', 'child_command', 'child',
+           'child_environment', 'last_line', 'Children', 'run_child', 'missing', 'run_grid', 'manifest']
 
 # %% ../nbs/41_runner.ipynb #07bdf920
 import ast
@@ -50,7 +50,7 @@ from .ppo import Trained
 
 SCHEMA = "dualppo-run/1"
 
-# %% ../nbs/41_runner.ipynb #852a6e54
+# %% ../nbs/41_runner.ipynb #494c0d95
 @dataclass(frozen=True)
 class Profile:
     "How much is run: number of `seeds`, `overrides` of every method that has such a field, `methods` (None: all)."
@@ -62,7 +62,7 @@ class Profile:
     methods: tuple[str, ...] | None = None
 
 
-PAPER_ONLY = ("wo_vectorization_id_bandit", "zero_mask_bandit")  # further readings of rows that `quick` already has
+PAPER_ONLY = ("wo_vectorization_id_bandit", "zero_mask_bandit", "literal_weights_bandit")  # further readings of rows that `quick` already has
 
 PROFILES = {profile.name: profile for profile in (
     Profile("smoke", "about a minute: does everything work?", 1, (("epochs", 1), ("inner_epochs", 1), ("dialogues_per_epoch", 100)),
@@ -512,10 +512,16 @@ def template_path(name: str = "method") -> Path:
             return path
     raise DataError(f"the notebook template {name}.ipynb was found neither at {beside} nor at {installed}; run with --no-notebooks.")
 
-# %% ../nbs/41_runner.ipynb #4a6d1262
+# %% ../nbs/41_runner.ipynb #41c5764f
+def from_here(path: Path) -> str:
+    "A path below the current folder relative to it, any other absolute: a notebook to be shared should not name a machine's folders."
+    path, here = path.resolve(), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
 def parameters_of(run: Run, outputs: Path, texts: str = "") -> dict:
-    "The template's parameters for a run."
-    return asdict(run) | {"seeds": list(run.seeds), "overrides": dict(run.overrides), "outputs": str(outputs.resolve()), "texts": texts}
+    "The template's parameters for a run; a process of a grid has the grid's current folder."
+    return asdict(run) | {"seeds": list(run.seeds), "overrides": dict(run.overrides), "outputs": from_here(outputs), "texts": texts}
 
 
 def child_command(run: Run, outputs: Path, notebook: Path | None, texts: str = "") -> list[str]:
@@ -523,7 +529,7 @@ def child_command(run: Run, outputs: Path, notebook: Path | None, texts: str = "
     text = json.dumps(parameters_of(run, outputs, texts), default=list)
     if notebook is None:
         return [sys.executable, "-c", "import sys; from dualppo.runner import child; sys.exit(child(sys.argv[1]))", text]
-    return [sys.executable, "-m", "papermill", str(template_path()), str(notebook), "-k", "python3", "--no-progress-bar", "-y", text]
+    return [sys.executable, "-m", "papermill", from_here(template_path()), str(notebook), "-k", "python3", "--no-progress-bar", "-y", text]
 
 
 def child(text: str) -> int:

@@ -160,6 +160,13 @@ def test_notebook_keeps_no_execution_counts_and_no_errors(path):
             assert not any(out["output_type"] == "error" for out in outputs), f"cell {number} shows an error"
 
 
+def test_results_and_notebooks_name_no_folder_of_a_machine():
+    folder = re.compile(rf"(?<![\w./])/(?:home|root|tmp|mnt|Users)/\w|{re.escape(str(ROOT))}")
+    for path in versioned_files():
+        if path.suffix == ".ipynb" or path.is_relative_to(PUBLISHED) and path.suffix != ".png":
+            assert not (found := folder.search(path.read_text(encoding="utf-8"))), f"{relative(path)} names {found[0]}"
+
+
 def test_each_run_template_has_one_parameters_cell():
     assert RUNS, "nbs/runs holds the papermill templates"
     assert (ROOT / "nbs" / "runs" / ".notest").is_file(), "nbdev_test would run the templates"
