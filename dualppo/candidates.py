@@ -55,17 +55,22 @@ CLEAN = CandidateSpec("clean")
 STRESS = CandidateSpec("stress", families=3, base_rate=0.3, hard=3, benign=1, unsafe=4)
 SETTINGS = {spec.name: spec for spec in (CLEAN, STRESS)}
 
-# %% ../nbs/07_candidates.ipynb #4fd2cbd7
-def topical_neighbours(context: Tensor, reference: Tensor, dialogue: Tensor, k: int, twin: float, chunk: int = 256) -> Tensor:
-    "Long `[S, k]`: for each state the k nearest states by context `[S, d]`, other dialogues only, twins last."
-    out = []
-    for rows in torch.arange(len(context), device=context.device).split(chunk):
-        score = context[rows] @ context.T
-        score.masked_fill_(dialogue[rows][:, None] == dialogue[None, :], -2)
-        near = score.topk(min(2 * k, len(context)), dim=1).indices
-        twins = torch.bmm(reference[near], reference[rows][:, :, None]).squeeze(-1) > twin
-        out.append(near.gather(1, twins.int().argsort(dim=1, stable=True))[:, :k])
-    return torch.cat(out)
+# %% ../nbs/07_candidates.ipynb #c7fd25e9
+def topical_neighbours(context: Tensor, reference: Tensor, dialogue: Tensor, k: int, twin: float, among: int = 16384, chunk: int = 256) -> Tensor:
+    """Long `[S, k]`: for each state the k nearest states by context `[S, d]`, other dialogues only, twins last.
+
+    More than `among` states are searched in equal blocks of at most that many, so that time stays linear in S.
+    """
+    everything = torch.arange(len(context), device=context.device)
+    out = torch.empty(len(context), k, dtype=torch.long, device=context.device)
+    for block in everything.chunk(-(-len(context) // among)):
+        for rows in block.split(chunk):
+            score = context[rows] @ context[block].T
+            score.masked_fill_(dialogue[rows][:, None] == dialogue[block][None, :], -2)
+            near = block[score.topk(min(2 * k, len(block)), dim=1).indices]
+            twins = torch.bmm(reference[rows][:, None], reference[near].mT).squeeze(1) > twin
+            out[rows] = near.gather(1, twins.int().argsort(dim=1, stable=True))[:, :k]
+    return out
 
 # %% ../nbs/07_candidates.ipynb #419c9b5c
 def _fill_random(taken: Tensor, own_dialogue: Tensor, bank: Tensor, dialogue: Tensor, count: int, g: torch.Generator) -> Tensor:
@@ -77,7 +82,7 @@ def _fill_random(taken: Tensor, own_dialogue: Tensor, bank: Tensor, dialogue: Te
         taken = torch.cat([taken, bank[draw][:, None]], 1)
     return taken
 
-# %% ../nbs/07_candidates.ipynb #20aa8037
+# %% ../nbs/07_candidates.ipynb #134fba36
 def draw_candidates(features: Features, rows: Tensor, spec: CandidateSpec, seed: int) -> tuple[Tensor, Tensor]:
     """Candidates Long `[S, N]` (pool ids) of the states `rows` Long `[S]`, and the slot of the human's reply Long `[S]` (-1 if withheld).
 
@@ -106,7 +111,8 @@ def draw_candidates(features: Features, rows: Tensor, spec: CandidateSpec, seed:
         parts += [banks[STRONG][heads], banks[MILD][heads]]
     parts += [banks[BENIGN][spare[:, spec.hard:spec.hard + spec.benign]]] if spec.benign else []
     if spec.unsafe:
-        close = (features.query[rows] @ features.pool[banks[UNSAFE]].T).topk(3 * spec.unsafe, dim=1).indices
+        risky = features.pool[banks[UNSAFE]].T
+        close = torch.cat([(features.query[some] @ risky).topk(3 * spec.unsafe, dim=1).indices for some in rows.split(1024)])
         parts.append(banks[UNSAFE][shuffled(close)[:, :spec.unsafe]])
     parts.append(banks[REFUSAL][torch.randint(len(banks[REFUSAL]), (s, 1), generator=g) + torch.arange(spec.refusals) - len(banks[REFUSAL])] if spec.refusals else torch.empty(s, 0, dtype=torch.long))
     cand = _fill_random(torch.cat(parts, 1), features.dialogue[rows], reference, features.dialogue[rows], spec.n - spec.fixed, g)

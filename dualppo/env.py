@@ -6,7 +6,7 @@
 __all__ = ['Representation', 'Block', 'Env', 'Splits', 'EnvConfig', 'history_block', 'represent', 'split_rows', 'make_envs',
            'add_objective']
 
-# %% ../nbs/08_env.ipynb #419de2e2
+# %% ../nbs/08_env.ipynb #49f649bf
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -21,7 +21,7 @@ from .encoders import project_bag, state_vector
 from .features import REFERENCE, REFUSAL, Features
 from .judges import AttributionJudge
 from .masking import safe_set
-from .rewards import choose_tau_rel, context_embedding, cosine, help_reward, safety_reward, stack_objectives
+from .rewards import choose_tau_rel, context_embedding, cosine, gated, safety_reward, stack_objectives
 from .trajectories import ZScore
 
 Representation = Literal["minilm", "bag_of_words", "one_hot"]
@@ -137,7 +137,7 @@ def split_rows(features: Features, seed: int) -> dict[str, Tensor]:
         raise DataError(f"the split leaves {', '.join(empty)} empty: {len(features.dialogue.unique())} dialogues are too few; 20 or more are needed.")
     return rows
 
-# %% ../nbs/08_env.ipynb #f6448e58
+# %% ../nbs/08_env.ipynb #4681cfd3
 def make_envs(features: Features, spec: CandidateSpec, seed: int, config: EnvConfig = EnvConfig()) -> Splits:
     """The four environments of a split: a pure function of features, specification, seed and configuration.
 
@@ -151,38 +151,37 @@ def make_envs(features: Features, spec: CandidateSpec, seed: int, config: EnvCon
     if "context" in config.blocks:
         blocks["context"] = history_block(features)
     context = context_embedding(features.query, features.knowledge)
-    reference = features.pool[features.bank(REFERENCE)]
+    own = features.bank(REFERENCE)
     dev = torch.cat([rows["dev_weights"], rows["dev_stop"]])
     tau_rel = config.tau_rel
     if tau_rel is None:
-        tau_rel = choose_tau_rel(cosine(reference[dev], context[dev]), features.dialogue[dev])[0]
-    x = state_vector([blocks[name] for name in config.blocks])
-    z = ZScore.fit(x[rows["train"]]) if config.z_score else (lambda v: v)
-    anchor = context_embedding(blocks["query"], blocks["knowledge"])
+        tau_rel = choose_tau_rel(cosine(features.pool[own[dev]], context[dev]), features.dialogue[dev])[0]
+    states = lambda r: state_vector([blocks[name][r] for name in config.blocks])
+    z = ZScore.fit(states(rows["train"])) if config.z_score else (lambda v: v)
+    anchor = lambda r: context_embedding(blocks["query"][r], blocks["knowledge"][r])
     judge = AttributionJudge()
-    envs = {name: _env(features, r, spec, seed * 4 + i, config, z(x[r]), anchor[r], pool, context, reference, tau_rel, judge)
+    envs = {name: _env(features, r, spec, seed * 4 + i, config, z(states(r)), anchor(r), pool, context, own, tau_rel, judge)
             for i, (name, r) in enumerate(rows.items())}
     return Splits(**envs, tau_rel=tau_rel)
 
-# %% ../nbs/08_env.ipynb #992c8d48
+# %% ../nbs/08_env.ipynb #1a0650d8
 def _env(features: Features, rows: Tensor, spec: CandidateSpec, seed: int, config: EnvConfig, x: Tensor, anchor: Tensor,
-         pool: Tensor, context: Tensor, reference: Tensor, tau_rel: float, judge: AttributionJudge, chunk: int = 512) -> Env:
-    "One environment; the pairwise cosines are computed in chunks of states."
+         pool: Tensor, context: Tensor, own: Tensor, tau_rel: float, judge: AttributionJudge, at_once: int = 8192) -> Env:
+    "One environment; the pairwise cosines are computed for `at_once` candidates at a time."
     cand, gold = draw_candidates(features, rows, spec, seed)
-    helps, sims, goods = [], [], []
-    for part, ids in zip(cand.split(chunk), rows.split(chunk)):
-        e = features.pool[part]
-        helps.append(help_reward(e, reference[ids][:, None], context[ids][:, None], tau_rel))
-        sims.append(cosine(e, reference[ids][:, None]))
-        each = ids.repeat_interleave(part.shape[1])
-        goods.append(judge.good(features.query[each], features.knowledge[each], e.flatten(0, 1)).reshape(part.shape))
+    help_, similarity, good = (torch.empty(cand.shape) for _ in range(3))
+    for part in torch.arange(len(rows)).split(max(1, at_once // spec.n)):
+        ids, e = rows[part], features.pool[cand[part]]
+        agreement, relevance = (torch.bmm(to[:, None], e.mT).squeeze(1) for to in (features.pool[own[ids]], context[ids]))    # all are unit vectors
+        help_[part], similarity[part] = gated(agreement, relevance, tau_rel), agreement
+        good[part] = (judge.candidates(features.query[ids], features.knowledge[ids], e) > judge.threshold).float()
     classifier = features.p_harm[config.reward_harm][cand]
     unsafe = features.unsafe_label[cand]
     p_harm = torch.where(unsafe, classifier.clamp(min=config.label_floor), classifier)
-    names, reward = stack_objectives({"help": torch.cat(helps), "safe": safety_reward(p_harm)})
+    names, reward = stack_objectives({"help": help_, "safe": safety_reward(p_harm)})
     allowed = safe_set(classifier, config.tau_mask, features.kind[cand] == REFUSAL)
     return Env(x=x, anchor=anchor, pool=pool, cand=cand, reward=reward, p_harm=p_harm, p_grade=features.p_harm[config.grade_harm][cand],
-               unsafe=unsafe, allowed=allowed, good=torch.cat(goods).float(), similarity=torch.cat(sims), gold=gold,
+               unsafe=unsafe, allowed=allowed, good=good, similarity=similarity, gold=gold,
                kind=features.kind[cand], dialogue=features.dialogue[rows], turn=features.turn[rows], row=rows,
                objectives=names, tau_metric=config.tau_metric)
 

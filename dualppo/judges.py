@@ -6,8 +6,8 @@
 __all__ = ['BEGIN_FILES', 'STRENGTHS', 'judge_features', 'JudgeWeights', 'AttributionJudge', 'Begin', 'read_begin', 'fit_judge',
            'choose_strength', 'held_out', 'agreement', 'begin_features', 'train_judge', 'judge_report']
 
-# %% ../nbs/30_judges.ipynb #f16eeab2
-import csv, io
+# %% ../nbs/30_judges.ipynb #0e9bebf7
+import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data import DataError
+from .data import DataError, table_rows
 from .harm import calibration_error, read_asset, reliability
 
 # %% ../nbs/30_judges.ipynb #8f48f6f0
@@ -30,7 +30,7 @@ def judge_features(query: Tensor, knowledge: Tensor, reply: Tensor) -> Tensor:
     kr, qr = k * r, q * r
     return torch.cat([kr, (k - r).abs(), qr, kr.sum(1, keepdim=True), qr.sum(1, keepdim=True)], 1)
 
-# %% ../nbs/30_judges.ipynb #176c6982
+# %% ../nbs/30_judges.ipynb #5ee064f2
 @dataclass(frozen=True)
 class JudgeWeights:
     "P(Good) = σ(weight·features + bias)."
@@ -54,6 +54,16 @@ class AttributionJudge:
         if x.shape[1] != len(self.weights.weight):
             raise DataError(f"embeddings have {query.shape[1]} columns; the judge was fitted on 384.")
         return torch.sigmoid(x @ self.weights.weight + self.weights.bias)
+
+    def candidates(self, query: Tensor, knowledge: Tensor, reply: Tensor) -> Tensor:
+        """Unit embeddings [B, d], [B, d] and N replies each [B, N, d] → P(Good) [B, N].
+
+        The features are linear in r but for |k−r|, so most of them become one product per state and are never laid out.
+        """
+        kr, gap, qr, own = self.weights.weight.split([query.shape[1]] * 3 + [2])
+        towards = knowledge * (kr + own[0]) + query * (qr + own[1])
+        logits = torch.bmm(towards[:, None], reply.mT).squeeze(1) + (knowledge[:, None] - reply).abs() @ gap
+        return torch.sigmoid(logits + self.weights.bias)
 
     def good(self, query: Tensor, knowledge: Tensor, reply: Tensor) -> Tensor:
         "The label Good, Bool [n]: P(Good) above `threshold`."
@@ -79,7 +89,7 @@ class Begin:
         "Rows with the same knowledge sentence (case and space apart) share a group."
         return np.unique([" ".join(k.lower().split()) for k in self.knowledge], return_inverse=True)[1]
 
-# %% ../nbs/30_judges.ipynb #cd1c075b
+# %% ../nbs/30_judges.ipynb #53a9f3a4
 BEGIN_FILES = ("begin_dev_wow.tsv", "begin_test_wow.first1803.tsv")
 _FIELDS = ("model_name", "knowledge", "message", "response", "begin_label")
 
@@ -88,14 +98,10 @@ def read_begin(folder: Path) -> Begin:
     "Read the two BEGIN files (tab-separated, no quoting); raises `DataError` naming file, row and field."
     rows: list[dict[str, Any]] = []
     for path in (folder / name for name in BEGIN_FILES):
-        if not path.is_file():
-            raise DataError(f"{path}: not found; set DUALPPO_DATA to the folder that holds begin/.")
-        reader = csv.DictReader(io.StringIO(path.read_text("utf8"), newline=""), delimiter="\t",
-                                quoting=csv.QUOTE_NONE)
-        for number, row in enumerate(reader):
+        for number, row in enumerate(table_rows(path, _FIELDS, delimiter="\t", quoting=csv.QUOTE_NONE)):
             for field in _FIELDS:
-                if not (row.get(field) or "").strip():
-                    raise DataError(f"{path}, row {number}, field '{field}': empty or missing; remove this row.")
+                if not row[field].strip():
+                    raise DataError(f"{path}, row {number}, field '{field}': empty; remove this row.")
             rows.append(row)
     column = lambda field: [r[field] for r in rows]
     return Begin(column("message"), column("knowledge"), column("response"), np.array(column("begin_label")),

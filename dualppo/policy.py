@@ -22,7 +22,7 @@ class Scorer(Protocol):
 
     def __call__(self, x: Tensor, anchor: Tensor, candidates: Tensor) -> Tensor: ...
 
-# %% ../nbs/0a_policy.ipynb #59b1adc5
+# %% ../nbs/0a_policy.ipynb #2f3784db
 class TwoTower(nn.Module):
     """Logits $\\kappa\\langle v_\\theta(s), e_j\\rangle$; `v = normalise(anchor + f(x))`, f = D → h → d with ReLU.
 
@@ -39,9 +39,9 @@ class TwoTower(nn.Module):
 
     def forward(self, x: Tensor, anchor: Tensor, candidates: Tensor) -> Tensor:
         v = self.f(x) + anchor if self.warm_start else self.f(x)
-        return self.kappa * torch.bmm(candidates, F.normalize(v, dim=-1)[:, :, None]).squeeze(-1)
+        return self.kappa * torch.bmm(F.normalize(v, dim=-1)[:, None], candidates.mT).squeeze(1)
 
-# %% ../nbs/0a_policy.ipynb #3bc4a8dc
+# %% ../nbs/0a_policy.ipynb #db614ae1
 class Offset(nn.Module):
     """The smallest policy that can learn: one vector `b [d]` added to every state's anchor. A control, not a proposal.
 
@@ -53,7 +53,7 @@ class Offset(nn.Module):
         self.kappa, self.b = kappa, nn.Parameter(torch.zeros(action_dim))
 
     def forward(self, x: Tensor, anchor: Tensor, candidates: Tensor) -> Tensor:
-        return self.kappa * torch.bmm(candidates, F.normalize(anchor + self.b, dim=-1)[:, :, None]).squeeze(-1)
+        return self.kappa * torch.bmm(F.normalize(anchor + self.b, dim=-1)[:, None], candidates.mT).squeeze(1)
 
 # %% ../nbs/0a_policy.ipynb #66ac69aa
 class Critic(nn.Module):
@@ -79,12 +79,15 @@ class Policy(nn.Module):
         logits = self.scorer(env.x[states], env.anchor[states], F.embedding(env.cand[states], env.pool))
         return mask_logits(logits, env.allowed[states], mask or self.mask).log_softmax(-1)
 
-# %% ../nbs/0a_policy.ipynb #57b2fafa
+# %% ../nbs/0a_policy.ipynb #179207d5
 @torch.no_grad()
-def all_log_probs(policy: Policy, env, mask: MaskMode | None = None, chunk: int = 512) -> Tensor:
-    "Log-probabilities `[S, N]` of all states, computed in chunks so that embeddings are never all in memory."
-    states = torch.arange(len(env), device=env.x.device)
-    return torch.cat([policy(env, part, mask) for part in states.split(chunk)])
+def all_log_probs(policy: Policy, env, mask: MaskMode | None = None, states: Tensor | None = None, at_once: int = 8192) -> Tensor:
+    "Log-probabilities `[S, N]` of the given states Long `[S]` (None: all), `at_once` candidates at a time: embeddings are never all in memory."
+    states = torch.arange(len(env), device=env.x.device) if states is None else states
+    out = env.anchor.new_empty(len(states), env.cand.shape[1])          # whole at once: pieces kept between large temporaries would scatter the heap
+    for part in torch.arange(len(states), device=states.device).split(max(1, at_once // env.cand.shape[1])):
+        out[part] = policy(env, states[part], mask)
+    return out
 
 # %% ../nbs/0a_policy.ipynb #707aec29
 def make_policy(kind: PolicyKind, state_dim: int, action_dim: int, *, hidden: int = 256, kappa: float = 40.0,
