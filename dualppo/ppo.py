@@ -5,20 +5,25 @@
 # %% auto #0
 __all__ = ['PPOConfig', 'clipped_surrogate', 'value_loss', 'kl_divergence', 'entropy', 'Rollout', 'with_padding_state',
            'roll_out', 'objective_gradients', 'weight_signal', 'weight_rule', 'update', 'Trained', 'dev_row',
-           'validation_gain', 'train_ppo']
+           'validation_gain', 'Learner', 'keep', 'resume', 'train_ppo']
 
-# %% ../nbs/0d_ppo.ipynb #aa527000
+# %% ../nbs/0d_ppo.ipynb #f6935a5e
 import copy
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
+import safetensors.torch
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from . import closed_form
 from .advantages import AdvantageMode, exact_advantage, gae, normalise
+from .data import atomic_write
 from .env import Env, Splits
 from .masking import MaskMode
 from .policy import Critic, Policy, PolicyKind, all_log_probs, make_policy
@@ -111,12 +116,12 @@ def with_padding_state(env: Env) -> Env:
     reward[-1, :, 1] = 1
     return replace(more, x=x, anchor=anchor, reward=reward)
 
-# %% ../nbs/0d_ppo.ipynb #d2f3768e
+# %% ../nbs/0d_ppo.ipynb #ccfa6fe6
 @torch.no_grad()
 def roll_out(policy: Policy, critic: Critic, env: Env, paths: Trajectories, weights: Tensor, config: PPOConfig, g: torch.Generator) -> Rollout:
     "Steps (a) to (f) of Algorithm 1 for the given trajectories; `env` has the padding state last."
     states = torch.where(paths.index < 0, len(env) - 1, paths.index)[paths.mask]
-    log_probs = torch.cat([policy(env, part) for part in states.split(512)])
+    log_probs = all_log_probs(policy, env, states=states)
     action = torch.multinomial(log_probs.exp(), 1, generator=g)
     reward = env.reward[states, action.squeeze(1)]
     lay_out = lambda flat: flat.new_zeros(*paths.mask.shape, flat.shape[-1]).masked_scatter(paths.mask[..., None], flat)
@@ -218,42 +223,134 @@ def validation_gain(row: dict[str, float], config: PPOConfig) -> float:
     help_, safe = config.weights[:2]
     return (help_ * row["dev_help"] + safe * row["dev_safe"]) / (help_ + safe)
 
-# %% ../nbs/0d_ppo.ipynb #275d79fd
-def train_ppo(splits: Splits, config: PPOConfig, seed: int, report: Callable[[dict], None] | None = None) -> Trained:
+# %% ../nbs/0d_ppo.ipynb #1342c983
+class Learner:
+    "One seed of Algorithm 1 between two of its steps: networks, optimiser, generator, weights, and a row for every epoch."
+
+    def __init__(self, splits: Splits, config: PPOConfig, seed: int):
+        device = splits.train.x.device
+        self.splits, self.config, self.env = splits, config, with_padding_state(splits.train)
+        self.g = torch.Generator(device).manual_seed(seed)
+        self.paths = build_trajectories(splits.train.dialogue, splits.train.turn, config.t_max, config.padding).to(device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.policy = make_policy(config.policy, self.env.x.shape[1], self.env.pool.shape[1], hidden=config.hidden, kappa=config.kappa,
+                                      warm_start=config.warm_start, mask=config.mask).to(device)
+            self.critic = Critic(self.env.x.shape[1], len(config.weights) if config.critic == "vector" else 1, config.hidden).to(device)
+        self.update, self.optimiser = self.fitted_by()
+        self.weights, self.rule = torch.tensor(config.weights, device=device), weight_rule(config)
+        self.start = all_log_probs(self.policy, self.env) if config.kl_coef else None
+        self.begun = all_log_probs(self.policy, splits.dev_stop)
+        self.curves = [{"epoch": 0, **dev_row(self.policy, splits.dev_stop), "weights": self.weights.tolist()}]
+        self.best, self.best_state = self.curves[0], copy.deepcopy(self.policy.state_dict())
+
+    def fitted_by(self) -> tuple[Callable, object]:
+        "How steps (g) and (h) are computed, and the optimiser that goes with it."
+        c = self.config
+        if c.gradient == "closed_form":
+            return closed_form.update, closed_form.Adam([(self.policy, self.critic)], c.policy_lr, c.value_lr)
+        return update, torch.optim.Adam([{"params": self.policy.parameters(), "lr": c.policy_lr}, {"params": self.critic.parameters(), "lr": c.value_lr}], fused=True)
+
+    @property
+    def over(self) -> bool:
+        "Whether the epochs or the patience are used up; without a trajectory there is nothing to learn from."
+        epoch = self.curves[-1]["epoch"]
+        return epoch >= self.config.epochs or epoch - self.best["epoch"] >= self.config.patience or not len(self.paths)
+
+    def sample(self) -> Rollout:
+        "Steps (a) to (f)."
+        some = torch.randperm(len(self.paths), generator=self.g, device=self.g.device)[:self.config.dialogues_per_epoch]
+        return roll_out(self.policy, self.critic, self.env, self.paths.take(some), self.weights, self.config, self.g)
+
+    def improve(self, roll: Rollout) -> float:
+        "Steps (g) and (h); returns the share of clipped ratios."
+        return self.update(self.policy, self.critic, self.optimiser, self.env, roll, self.start, self.config, self.g)
+
+    def reweigh(self) -> None:
+        "Step (i)."
+        if self.config.rule != "fixed":
+            self.weights = self.rule(self.weights, weight_signal(self.policy, self.splits.train, self.splits.dev_weights))
+
+    def judge(self, roll: Rollout, clipped: float) -> dict:
+        "The row of this epoch; the best policy on dev is kept. Step (j), $\\pi_{old} \\leftarrow \\pi_\\theta$, is that `sample` uses the new policy."
+        row = {"epoch": self.curves[-1]["epoch"] + 1, **dev_row(self.policy, self.splits.dev_stop), "weights": self.weights.tolist(), "clipped": clipped,
+               "train_reward": roll.mean_reward.tolist(), "kl": kl_divergence(all_log_probs(self.policy, self.splits.dev_stop), self.begun).mean().item()}
+        self.curves.append(row)
+        if validation_gain(row, self.config) > validation_gain(self.best, self.config):
+            self.best, self.best_state = row, copy.deepcopy(self.policy.state_dict())
+        return row
+
+    def trained(self) -> Trained:
+        "The best policy on dev, and what led to it."
+        chosen = copy.deepcopy(self.policy)
+        chosen.load_state_dict(self.best_state)
+        return Trained(chosen, self.policy, tuple(self.curves), tuple(self.weights.tolist()), self.best["epoch"], sum(p.numel() for p in self.policy.parameters()))
+
+# %% ../nbs/0d_ppo.ipynb #9c7fed12
+def _key(learner: "Learner", seed: int) -> str:
+    "A sha256 of what fixes a run: configuration, seed, candidates and rewards."
+    digest = hashlib.sha256(f"{learner.config} {seed}".encode())
+    for values in (learner.env.cand, learner.env.reward, learner.env.x):
+        digest.update(values.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _adam(learner: "Learner") -> dict[str, Tensor]:
+    "Adam's tensors, by name; empty before its first step."
+    if isinstance(learner.optimiser, closed_form.Adam):
+        return learner.optimiser.state_dict()
+    return {f"{i}.{name}": values for i, one in learner.optimiser.state_dict()["state"].items() for name, values in one.items()}
+
+
+def _load_adam(learner: "Learner", tensors: dict[str, Tensor]) -> None:
+    "Put `_adam`'s tensors back."
+    if isinstance(learner.optimiser, closed_form.Adam):
+        return learner.optimiser.load_state_dict(tensors)
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, values in tensors.items():
+        state.setdefault(int(name.partition(".")[0]), {})[name.partition(".")[2]] = values
+    learner.optimiser.load_state_dict(learner.optimiser.state_dict() | {"state": state})
+
+# %% ../nbs/0d_ppo.ipynb #7b14403f
+def keep(learner: "Learner", seed: int, path: Path | None) -> None:
+    "Write a checkpoint; nothing without a path."
+    if path is None:
+        return
+    parts = {"policy": learner.policy.state_dict(), "critic": learner.critic.state_dict(), "best": learner.best_state, "adam": _adam(learner),
+             "run": {"generator": learner.g.get_state(), "weights": learner.weights}}
+    tensors = {f"{part}/{name}": values.contiguous() for part, group in parts.items() for name, values in group.items()}
+    meta = {"key": _key(learner, seed), "rows": json.dumps(learner.curves), "best": str(learner.best["epoch"])}
+    atomic_write(path, safetensors.torch.save(tensors, meta))
+
+
+def resume(learner: "Learner", seed: int, path: Path | None) -> None:
+    "Go on from a checkpoint of this very run; from the start if there is none, or one that cannot be read or belongs to another run."
+    try:
+        with safetensors.safe_open(path or "", "pt", device=str(learner.g.device)) as file:
+            meta, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, safetensors.SafetensorError):
+        return
+    if meta.get("key") != _key(learner, seed):
+        return
+    part = lambda which: {name.partition("/")[2]: values for name, values in tensors.items() if name.startswith(f"{which}/")}
+    learner.policy.load_state_dict(part("policy"))
+    learner.critic.load_state_dict(part("critic"))
+    _load_adam(learner, part("adam"))
+    learner.g.set_state(tensors["run/generator"].cpu())
+    learner.weights, learner.best_state, learner.curves = tensors["run/weights"], part("best"), json.loads(meta["rows"])
+    learner.best = learner.curves[int(meta["best"])]
+
+# %% ../nbs/0d_ppo.ipynb #4f83af76
+def train_ppo(splits: Splits, config: PPOConfig, seed: int, report: Callable[[dict], None] | None = None, checkpoint: Path | None = None) -> Trained:
     "Algorithm 1 of seed 000 (§3.E). A pure function of environments, configuration and seed; `report` is told every epoch."
-    device = splits.train.x.device
-    g = torch.Generator(device).manual_seed(seed)
-    env, k = with_padding_state(splits.train), len(config.weights)
-    paths = build_trajectories(splits.train.dialogue, splits.train.turn, config.t_max, config.padding)
-    with torch.random.fork_rng(devices=[]):                                    # 1. initialise π_θ, V_φ; α = β = 0.5
-        torch.manual_seed(seed)
-        policy = make_policy(config.policy, env.x.shape[1], env.pool.shape[1], hidden=config.hidden, kappa=config.kappa,
-                             warm_start=config.warm_start, mask=config.mask).to(device)
-        critic = Critic(env.x.shape[1], k if config.critic == "vector" else 1, config.hidden).to(device)
-    optimiser = torch.optim.Adam([{"params": policy.parameters(), "lr": config.policy_lr},
-                                  {"params": critic.parameters(), "lr": config.value_lr}], fused=True)
-    step = closed_form.update if config.gradient == "closed_form" else update
-    weights, rule = torch.tensor(config.weights, device=device), weight_rule(config)
-    start = all_log_probs(policy, env) if config.kl_coef else None
-    begun, gain = all_log_probs(policy, splits.dev_stop), lambda row: validation_gain(row, config)
-    curves = [{"epoch": 0, **dev_row(policy, splits.dev_stop), "weights": weights.tolist()}]
-    best, best_state = curves[0], copy.deepcopy(policy.state_dict())
-    for epoch in range(1, config.epochs + 1) if len(paths) else ():            # 2. for each training epoch
-        some = torch.randperm(len(paths), generator=g, device=device)[:config.dialogues_per_epoch].to(paths.index.device)
-        roll = roll_out(policy, critic, env, Trajectories(paths.index[some].to(device), paths.mask[some].to(device)),
-                        weights, config, g)                                    # (a) sample (b) vectorise (c) pad, z-score (d) reward (e) return (f) advantage
-        clipped = step(policy, critic, optimiser, env, roll, start, config, g)     # (g) policy (h) value
-        if config.rule != "fixed":
-            weights = rule(weights, weight_signal(policy, splits.train, splits.dev_weights))   # (i) α, β
-        row = {"epoch": epoch, **dev_row(policy, splits.dev_stop), "weights": weights.tolist(), "clipped": clipped,
-               "train_reward": roll.mean_reward.tolist(), "kl": kl_divergence(all_log_probs(policy, splits.dev_stop), begun).mean().item()}
-        curves.append(row)
+    learner = Learner(splits, config, seed)                # 1. initialise π_θ, V_φ; α = β = 0.5
+    resume(learner, seed, checkpoint)
+    while not learner.over:                                # 2. for each training epoch
+        roll = learner.sample()                            # (a) sample (b) vectorise (c) pad, z-score (d) reward (e) return (f) advantage
+        clipped = learner.improve(roll)                    # (g) policy (h) value
+        learner.reweigh()                                  # (i) α, β
+        row = learner.judge(roll, clipped)                 # (j) π_old ← π_θ
+        keep(learner, seed, checkpoint)
         if report:
             report(row)
-        if gain(row) > gain(best):
-            best, best_state = row, copy.deepcopy(policy.state_dict())
-        if epoch - best["epoch"] >= config.patience:
-            break                                                              # (j) π_old ← π_θ: the next rollout samples from the new policy
-    chosen = copy.deepcopy(policy)
-    chosen.load_state_dict(best_state)
-    return Trained(chosen, policy, tuple(curves), tuple(weights.tolist()), best["epoch"], sum(p.numel() for p in policy.parameters()))
+    return learner.trained()

@@ -31,7 +31,7 @@ class ZScore:
     def __call__(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
 
-# %% ../nbs/09_trajectories.ipynb #483d4102
+# %% ../nbs/09_trajectories.ipynb #cd9923ff
 @dataclass(frozen=True)
 class Trajectories:
     """B dialogues as rows of step indices.
@@ -44,6 +44,14 @@ class Trajectories:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def take(self, rows: Tensor) -> "Trajectories":
+        "Some rows Long `[b]`."
+        return Trajectories(self.index[rows], self.mask[rows])
+
+    def to(self, device: str | torch.device) -> "Trajectories":
+        "The same trajectories on another device."
+        return Trajectories(self.index.to(device), self.mask.to(device))
 
     def gather(self, values: Tensor, fill: float = 0.0) -> Tensor:
         "Values `[S, ...]` per state laid out as `[B, T, ...]`, `fill` at padded steps."
