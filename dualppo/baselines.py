@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ControlName', 'SINGLE_OBJECTIVE', 'PPO_LAGRANGIAN', 'dpo_loss', 'SFTConfig', 'DPOConfig', 'fit', 'train_sft',
-           'train_dpo', 'point_mass', 'Control', 'train_control']
+           'train_dpo', 'ExactConfig', 'train_exact', 'point_mass', 'Control', 'train_control']
 
 # %% ../nbs/20_baselines.ipynb #604ef921
 import copy
@@ -125,7 +125,23 @@ def train_dpo(splits: Splits, config: DPOConfig, seed: int, report: Callable[[di
 
     return fit(policy, _shuffled(torch.arange(len(env), device=env.x.device), env.dialogue, config), loss, splits, config, seed, report)
 
-# %% ../nbs/20_baselines.ipynb #c1715800
+# %% ../nbs/20_baselines.ipynb #f988476c
+@dataclass(frozen=True)
+class ExactConfig(SFTConfig):
+    "Ascent of the exact expected reward at fixed `weights`, on the safe set; the budget of the other methods."
+
+    mask: MaskMode = "on"
+    weights: tuple[float, ...] = (0.5, 0.5)
+
+
+def train_exact(splits: Splits, config: ExactConfig, seed: int, report: Callable[[dict], None] | None = None) -> Trained:
+    "Maximise $E_\\pi[\\sum_k w_k R_k]$ by its exact gradient: no sampling, no critic, no clipping."
+    env, policy = splits.train, _start(splits, config, seed)
+    value = env.reward @ torch.tensor(config.weights, device=env.x.device)
+    loss = lambda s: -(policy(env, s).exp() * value[s]).sum(1).mean()
+    return fit(policy, _shuffled(torch.arange(len(env), device=env.x.device), env.dialogue, config), loss, splits, config, seed, report)
+
+# %% ../nbs/20_baselines.ipynb #27b0cae1
 ControlName = Literal["random", "similarity", "similarity_mask", "safest", "gold", "oracle"]
 
 
@@ -148,7 +164,7 @@ class Control:
 
     def __call__(self, env: Env, states: Tensor, mask: MaskMode | None = None) -> Tensor:
         part, n = env.take(states), env.cand.shape[1]
-        similarity = self.kappa * torch.bmm(F.embedding(part.cand, env.pool), part.anchor[:, :, None]).squeeze(-1)
+        similarity = self.kappa * torch.bmm(part.anchor[:, None], F.embedding(part.cand, env.pool).mT).squeeze(1)
         if self.name == "random":
             return torch.zeros_like(similarity).log_softmax(1)
         if self.name.startswith("similarity"):

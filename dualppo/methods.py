@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['Config', 'TRAINERS', 'DUAL', 'OFFSET_LR', 'Method', 'all_methods', 'nearest', 'method', 'configure', 'train']
 
-# %% ../nbs/40_methods.ipynb #eeb2eee1
+# %% ../nbs/40_methods.ipynb #63bdf37c
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
-from .baselines import PPO_LAGRANGIAN, SINGLE_OBJECTIVE, Control, DPOConfig, SFTConfig, train_control, train_dpo, train_sft
+from .baselines import PPO_LAGRANGIAN, SINGLE_OBJECTIVE, Control, DPOConfig, ExactConfig, SFTConfig, train_control, train_dpo, train_exact, train_sft
 from .data import DataError
 from .env import EnvConfig, Splits
 from .ppo import PPOConfig, Trained, train_ppo
 
-Config = PPOConfig | SFTConfig | DPOConfig | Control
-TRAINERS: dict[type, Callable[..., Trained]] = {PPOConfig: train_ppo, SFTConfig: train_sft, DPOConfig: train_dpo, Control: train_control}
+Config = PPOConfig | SFTConfig | DPOConfig | ExactConfig | Control
+TRAINERS: dict[type, Callable[..., Trained]] = {PPOConfig: train_ppo, SFTConfig: train_sft, DPOConfig: train_dpo, ExactConfig: train_exact, Control: train_control}
 
 # %% ../nbs/40_methods.ipynb #e7c0359f
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def _with_modes(name: str, title: str, about: str, config: PPOConfig, tables: tu
 def _control(name: str, title: str, about: str) -> Method:
     return Method(name, title, about, Control(name), tables=("table2",))
 
-# %% ../nbs/40_methods.ipynb #31fb9ed2
+# %% ../nbs/40_methods.ipynb #411cc0eb
 def all_methods() -> dict[str, Method]:
     "Every method by name, in the order of the tables."
     rows = [
@@ -64,6 +65,7 @@ def all_methods() -> dict[str, Method]:
         _control("oracle", "Oracle (½, ½)", "the best possible for Average Reward; reads the rewards"),
         Method("offset", "One offset vector", "384 numbers, the same for every state, trained by the same algorithm",
                replace(DUAL, policy="offset", policy_lr=OFFSET_LR, advantage="bandit", rule="fixed"), tables=("table2",)),
+        Method("exact_gradient", "Exact gradient, nothing sampled", "the expected reward's own gradient at (½, ½), on the safe set", ExactConfig(), tables=("table2",)),
         Method("sft", "SFT", "cross-entropy to the human's reply", SFTConfig(), tables=("table2",), paper="SFT"),
         Method("dpo", "DPO", "pairs by Average Reward, reference policy SFT", DPOConfig(), tables=("table2",), paper="DPO"),
         *_with_modes("ppo_lag", "PPO-Lagrangian (Safe RLHF-V's algorithm)", "a multiplier holds harm at a budget", PPO_LAGRANGIAN, ("table2",), "Safe RLHF-V"),
@@ -97,7 +99,7 @@ def method(name: str) -> Method:
         raise DataError(f"unknown method {name!r}{nearest(name, list(known))}")
     return known[name]
 
-# %% ../nbs/40_methods.ipynb #2e7003be
+# %% ../nbs/40_methods.ipynb #c452d9f7
 def configure(row: Method, overrides: Mapping[str, object]) -> Method:
     """The method with some fields of its configuration or its environment changed.
 
@@ -113,6 +115,7 @@ def configure(row: Method, overrides: Mapping[str, object]) -> Method:
         raise DataError(f"method {row.name!r}: {error}") from None
 
 
-def train(row: Method, splits: Splits, seed: int, report: Callable[[dict], None] | None = None) -> Trained:
-    "Train a method on environments built for its `env`; a pure function of its arguments."
-    return TRAINERS[type(row.config)](splits, row.config, seed, report)
+def train(row: Method, splits: Splits, seed: int, report: Callable[[dict], None] | None = None, checkpoint: Path | None = None) -> Trained:
+    "Train a method on environments built for its `env`; a pure function of its arguments. PPO goes on from a `checkpoint`; the others take seconds."
+    more = {"checkpoint": checkpoint} if checkpoint and isinstance(row.config, PPOConfig) else {}
+    return TRAINERS[type(row.config)](splits, row.config, seed, report, **more)

@@ -17,7 +17,7 @@ from dualppo.features import load_features
 from dualppo.methods import configure, method, train
 
 RATES = (3e-5, 1e-4, 3e-4)
-FIELDS = {"sft": "lr", "dpo": "lr", "so_ppo_bandit": "policy_lr", "ppo_lag_bandit": "policy_lr", "dual_ppo_bandit": "policy_lr"}
+FIELDS = {"sft": "lr", "dpo": "lr", "exact_gradient": "lr", "so_ppo_bandit": "policy_lr", "ppo_lag_bandit": "policy_lr", "dual_ppo_bandit": "policy_lr"}
 
 
 def main() -> None:
