@@ -1,0 +1,93 @@
+"""Write RESULTS.md and scale.png from results/*.json; a test compares them. `python benchmarks/report.py`."""
+
+import io
+import json
+from pathlib import Path
+
+from machine import RESULTS
+
+from dualppo.data import atomic_write
+
+HERE = Path(__file__).resolve().parent
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A markdown table, first column to the left."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] + ["--:"] * (len(head) - 1), *rows])
+
+
+def on(machine: dict) -> str:
+    """One line about the machine."""
+    return f"*{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}, Python {machine['python']}, PyTorch {machine['torch']}; one thread.*"
+
+
+def speed_section(d: dict) -> str:
+    """Epochs, share of the matrix-multiply rate, time to reward."""
+    race, goal = d["race"], d["to_reward"]
+    rows = [[name, f"{race['seconds_per_epoch'][name]:.2f}", f"{100 * race['share_of_matmul'][name]:.0f} %", f"{race['ratio_to_maskable'][name]:.2f}×",
+             ", ".join(f"{value:.2f}" for value in race["all_seconds"][name])] for name in race["seconds_per_epoch"]]
+    reached = [[name, "not reached" if at is None else f"{at:.2f}", "–" if at is None else f"{goal['speed_up'][name]:.1f}×", str(len(goal["curves"][name]) - 1),
+                f"{max(reward for _, reward in goal['curves'][name]):.4f}"] for name, at in goal["seconds_to_goal"].items()]
+    return "\n\n".join([
+        "## Speed", on(d["machine"]),
+        f"One outer epoch: a rollout of {race['states']:,} states and {race['updates']} updates of both networks, mini-batch 32, no weights to learn, γ = 0. "
+        f"Share: of the {race['gflops']:.0f} Gflop/s that a 1024×1024 product reached in the same run.",
+        table(["", "s per epoch (best)", "share of matmul", "against MaskablePPO", "all rounds"], rows),
+        f"Seconds of training until dev's average reward reaches the best that MaskablePPO reached ({goal['goal']:.4f}).",
+        table(["", "s", "against MaskablePPO", "looks", "best reward seen"], reached),
+        f"One seed of the `quick` profile, from features to metrics: {d['quick_run']['seconds']:.1f} s, of which environments {d['quick_run']['seconds_environment']:.1f} s."])
+
+
+def scale_section(d: dict) -> str:
+    """Time and memory against the number of states."""
+    names = list(d["rows"][0]["steps"])
+    rows = [[f"{row['states']:,}", f"{row['pool']:,}", *(f"{row['steps'][name]['seconds']:.2f}" for name in names),
+             f"{max(step['peak_mb'] for step in row['steps'].values()) / 1e3:.2f}"] for row in d["rows"]]
+    return "\n\n".join(["## Scale", on(d["machine"]), f"Synthetic features, {d['rows'][0]['candidates']} candidates a state; seconds of each step for all four splits, and the peak memory of the whole process.",
+                        table(["training states", "pool", *names, "peak GB"], rows), "![time and memory against states](scale.png)"])
+
+
+def encoding_section(d: dict) -> str:
+    """The encoder in three precisions."""
+    rows = [[name, f"{row['texts_per_second']:.0f}", f"{row['ratio']:.2f}×", f"{row['least_cosine']:.4f}", f"{row['mean_cosine']:.4f}"] for name, row in d["rows"].items()]
+    return "\n\n".join(["## Encoding", on(d["machine"]), f"all-MiniLM-L6-v2 on {d['texts']} texts of the tutorial.",
+                        table(["", "texts per second", "against fp32", "least cosine to fp32", "mean cosine"], rows)])
+
+
+def scale_png(d: dict) -> bytes:
+    """Time and memory over states, both axes logarithmic, with a line of slope 1."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    states = [row["states"] for row in d["rows"]]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), dpi=90, layout="constrained")
+    for name in d["rows"][0]["steps"]:
+        left.plot(states, [row["steps"][name]["seconds"] for row in d["rows"]], "o-", label=name)
+    left.plot(states, [states_ * left.get_ylim()[1] / 4 / states[-1] for states_ in states], "k:", label="linear")
+    right.plot(states, [max(step["peak_mb"] for step in row["steps"].values()) / 1e3 for row in d["rows"]], "o-k")
+    right.axhline(4, color="C3", ls=":")
+    left.set(xscale="log", yscale="log", xlabel="training states", ylabel="seconds")
+    right.set(xscale="log", xlabel="training states", ylabel="peak GB, the bound dotted", ylim=(0, 4.4))
+    left.legend(fontsize=7, frameon=False)
+    for ax in (left, right):
+        ax.spines[["top", "right"]].set_visible(False)
+    out = io.BytesIO()
+    figure.savefig(out, format="png", metadata={"Software": None})
+    plt.close(figure)
+    return out.getvalue()
+
+
+SECTIONS = {"speed": speed_section, "scale": scale_section, "encoding": encoding_section}
+
+
+def results_text() -> str:
+    """RESULTS.md: a section for every file of results."""
+    read = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in SECTIONS if (RESULTS / f"{name}.json").exists()}
+    head = "# Benchmarks\n\nWritten by `python benchmarks/report.py` from `benchmarks/results/`; how the figures came about and what was tried: [NOTES.md](NOTES.md)."
+    return "\n\n".join([head, *(SECTIONS[name](figures) for name, figures in read.items())]) + "\n"
+
+
+if __name__ == "__main__":
+    if (RESULTS / "scale.json").exists():
+        atomic_write(HERE / "scale.png", scale_png(json.loads((RESULTS / "scale.json").read_text())))
+    atomic_write(HERE / "RESULTS.md", results_text())
