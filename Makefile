@@ -20,7 +20,7 @@ PINS    := $(shell { pwd; $(PYTHON) -c 'import sys; print(sys.version_info[:2])'
 SELF    := $(shell cat settings.ini setup.py pyproject.toml | cksum | tr ' ' '-')
 STAMP    = $(VENV)/.stamp-$(PINS)
 
-.PHONY: help env lint test reproduce readme docs lock clean
+.PHONY: help env lint test reproduce bench readme docs lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -59,6 +59,9 @@ test: lint  ## everything CI runs
 	  $(BIN)/nbdev_test --n_workers $(WORKERS)
 	@PATH="$(abspath $(BIN)):$$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 \
 	  $(BIN)/python -m pytest -q -n $(WORKERS) --ignore tests/test_project.py
+
+bench: env  ## speed, scale and encoding (about a quarter of an hour; leave the machine alone meanwhile)
+	@for name in speed scale encoding report; do HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 readme: env  ## write the generated parts of README.md from outputs/published
 	@$(BIN)/python tools/readme.py

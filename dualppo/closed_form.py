@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Layers', 'layers', 'Adam', 'logit_gradient', 'output_gradient', 'minibatch', 'update']
 
-# %% ../nbs/0e_closed_form.ipynb #8c79fc90
+# %% ../nbs/0e_closed_form.ipynb #08cf165b
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from .env import Env
