@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PPOConfig', 'clipped_surrogate', 'value_loss', 'kl_divergence', 'entropy', 'Rollout', 'with_padding_state',
            'roll_out', 'objective_gradients', 'weight_signal', 'weight_rule', 'update', 'Trained', 'dev_row',
-           'validation_gain', 'Learner', 'keep', 'resume', 'train_ppo']
+           'validation_gain', 'Learner', 'run_key', 'keep', 'resume', 'train_ppo']
 
 # %% ../nbs/0d_ppo.ipynb #f6935a5e
 import copy
@@ -286,12 +286,12 @@ class Learner:
         chosen.load_state_dict(self.best_state)
         return Trained(chosen, self.policy, tuple(self.curves), tuple(self.weights.tolist()), self.best["epoch"], sum(p.numel() for p in self.policy.parameters()))
 
-# %% ../nbs/0d_ppo.ipynb #9c7fed12
-def _key(learner: "Learner", seed: int) -> str:
+# %% ../nbs/0d_ppo.ipynb #0414be73
+def run_key(env: Env, config: PPOConfig, seed: int) -> str:
     "A sha256 of what fixes a run: configuration, seed, candidates and rewards."
-    digest = hashlib.sha256(f"{learner.config} {seed}".encode())
-    for values in (learner.env.cand, learner.env.reward, learner.env.x):
-        digest.update(values.cpu().numpy().tobytes())
+    digest = hashlib.sha256(f"{config} {seed}".encode())
+    for values in (env.cand, env.reward, env.x):
+        digest.update(values.cpu().numpy())
     return digest.hexdigest()
 
 
@@ -311,26 +311,24 @@ def _load_adam(learner: "Learner", tensors: dict[str, Tensor]) -> None:
         state.setdefault(int(name.partition(".")[0]), {})[name.partition(".")[2]] = values
     learner.optimiser.load_state_dict(learner.optimiser.state_dict() | {"state": state})
 
-# %% ../nbs/0d_ppo.ipynb #7b14403f
-def keep(learner: "Learner", seed: int, path: Path | None) -> None:
-    "Write a checkpoint; nothing without a path."
-    if path is None:
-        return
+# %% ../nbs/0d_ppo.ipynb #d9a7993f
+def keep(learner: "Learner", path: Path, key: str) -> None:
+    "Write a checkpoint."
     parts = {"policy": learner.policy.state_dict(), "critic": learner.critic.state_dict(), "best": learner.best_state, "adam": _adam(learner),
              "run": {"generator": learner.g.get_state(), "weights": learner.weights}}
     tensors = {f"{part}/{name}": values.contiguous() for part, group in parts.items() for name, values in group.items()}
-    meta = {"key": _key(learner, seed), "rows": json.dumps(learner.curves), "best": str(learner.best["epoch"])}
+    meta = {"key": key, "rows": json.dumps(learner.curves), "best": str(learner.best["epoch"])}
     atomic_write(path, safetensors.torch.save(tensors, meta))
 
 
-def resume(learner: "Learner", seed: int, path: Path | None) -> None:
+def resume(learner: "Learner", path: Path, key: str) -> None:
     "Go on from a checkpoint of this very run; from the start if there is none, or one that cannot be read or belongs to another run."
     try:
-        with safetensors.safe_open(path or "", "pt", device=str(learner.g.device)) as file:
+        with safetensors.safe_open(path, "pt", device=str(learner.g.device)) as file:
             meta, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, safetensors.SafetensorError):
         return
-    if meta.get("key") != _key(learner, seed):
+    if meta.get("key") != key:
         return
     part = lambda which: {name.partition("/")[2]: values for name, values in tensors.items() if name.startswith(f"{which}/")}
     learner.policy.load_state_dict(part("policy"))
@@ -340,17 +338,19 @@ def resume(learner: "Learner", seed: int, path: Path | None) -> None:
     learner.weights, learner.best_state, learner.curves = tensors["run/weights"], part("best"), json.loads(meta["rows"])
     learner.best = learner.curves[int(meta["best"])]
 
-# %% ../nbs/0d_ppo.ipynb #4f83af76
+# %% ../nbs/0d_ppo.ipynb #dac2e493
 def train_ppo(splits: Splits, config: PPOConfig, seed: int, report: Callable[[dict], None] | None = None, checkpoint: Path | None = None) -> Trained:
     "Algorithm 1 of seed 000 (§3.E). A pure function of environments, configuration and seed; `report` is told every epoch."
     learner = Learner(splits, config, seed)                # 1. initialise π_θ, V_φ; α = β = 0.5
-    resume(learner, seed, checkpoint)
+    if checkpoint:
+        resume(learner, checkpoint, key := run_key(learner.env, config, seed))
     while not learner.over:                                # 2. for each training epoch
         roll = learner.sample()                            # (a) sample (b) vectorise (c) pad, z-score (d) reward (e) return (f) advantage
         clipped = learner.improve(roll)                    # (g) policy (h) value
         learner.reweigh()                                  # (i) α, β
         row = learner.judge(roll, clipped)                 # (j) π_old ← π_θ
-        keep(learner, seed, checkpoint)
+        if checkpoint:
+            keep(learner, checkpoint, key)
         if report:
             report(row)
     return learner.trained()

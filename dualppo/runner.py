@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'PAPER_ONLY', 'PROFILES', 'ASSETS', 'Profile', 'Run', 'check_values', 'one_of', 'resolve', 'package_folder',
            'imports_of', 'import_closure', 'trainer_module', 'code_sha256', 'data_name', 'build_once', 'build_chitchat',
-           'features_path', 'pick_device', 'finite', 'standard_errors', 'chosen_replies', 'run_seed', 'describe',
-           'to_json', 'canonical', 'peak_memory_mb', 'versions', 'execute', 'profile_folder', 'job_path',
-           'notebook_path', 'read_record', 'finished', 'run_once', 'default_outputs', 'check_writable', 'run_from',
-           'grid', 'cost', 'Outcome', 'template_path', 'from_here', 'parameters_of', 'child_command', 'child',
-           'child_environment', 'last_line', 'Children', 'run_child', 'missing', 'run_grid', 'manifest']
+           'features_path', 'pick_device', 'finite', 'standard_errors', 'chosen_replies', 'graded', 'run_seed',
+           'run_stack', 'describe', 'to_json', 'canonical', 'peak_memory_mb', 'versions', 'Unfinished', 'forget',
+           'execute', 'profile_folder', 'job_path', 'notebook_path', 'read_record', 'finished', 'run_once',
+           'default_outputs', 'check_writable', 'run_from', 'grid', 'cost', 'Outcome', 'template_path', 'from_here',
+           'parameters_of', 'child_command', 'child', 'child_environment', 'last_line', 'run_child', 'is_done',
+           'missing', 'memory_need_mb', 'fitting_workers', 'to_stderr', 'run_grid', 'claims', 'manifest']
 
-# %% ../nbs/41_runner.ipynb #07bdf920
+# %% ../nbs/41_runner.ipynb #3d6cd037
 import ast
 import functools
 import hashlib
@@ -23,13 +24,12 @@ import platform
 import re
 import resource
 import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib import metadata, resources
@@ -40,13 +40,14 @@ import torch
 from torch import Tensor
 
 from .candidates import SETTINGS, CandidateSpec
-from .data import DataError, atomic_write, cached_official, download_official, load_dialogues
+from .data import SCRATCH, DataError, atomic_write, cached_official, download_official, load_dialogues
 from .env import Env, Splits, make_envs
 from .features import KINDS, Features, embedded_path, load_features
+from .jobs import Children, Lock, Terminated, affordable_workers, at_work, available_memory_mb, lock, terminable
 from .methods import TRAINERS, Method, all_methods, configure, method, nearest, train
 from .metrics import dialogue_standard_error, evaluate, per_state
 from .policy import all_log_probs
-from .ppo import Trained
+from .ppo import PPOConfig, Trained
 
 SCHEMA = "dualppo-run/1"
 
@@ -72,7 +73,7 @@ PROFILES = {profile.name: profile for profile in (
     Profile("paper", "Table 1's 50 epochs with patience 5, 20 seeds: hours", 20),
 )}
 
-# %% ../nbs/41_runner.ipynb #fb2d770e
+# %% ../nbs/41_runner.ipynb #b7f19a10
 @dataclass(frozen=True)
 class Run:
     """A method on a setting, for some seeds.
@@ -86,7 +87,7 @@ class Run:
     seeds: tuple[int, ...] = (0, 1, 2)
     profile: str = "quick"
     data: str = "embedded"
-    device: str = "cpu"
+    device: str = "auto"
     overrides: Mapping[str, object] = field(default_factory=dict)
 
 # %% ../nbs/41_runner.ipynb #34b6e594
@@ -145,7 +146,7 @@ def resolve(run: Run) -> tuple[Method, CandidateSpec]:
         raise DataError(f"setting {run.setting!r}: {error}") from None
     return configure(row, {k: v for k, v in values.items() if k not in names[2]}), spec
 
-# %% ../nbs/41_runner.ipynb #46894678
+# %% ../nbs/41_runner.ipynb #65c1a440
 ASSETS = {"judges": ("judge.safetensors",)}  # weights that a module reads and that decide a result
 
 
@@ -175,17 +176,16 @@ def import_closure(roots: Iterable[str], folder: Path | None = None) -> list[str
         path = folder / f"{name}.py"
         if name not in seen and path.is_file():
             seen.add(name)
-            todo += _module(path, path.stat().st_mtime_ns)[1]
+            todo += _module(path.read_text(encoding="utf-8"))[1]
     return sorted(seen)
 
 
 @functools.lru_cache(maxsize=256)
-def _module(path: Path, changed: int) -> tuple[str, frozenset[str]]:
-    "Source of a module without nbdev's cell marks, and what it imports; read once per change of the file."
-    source = path.read_text(encoding="utf-8")
+def _module(source: str) -> tuple[str, frozenset[str]]:
+    "A module without nbdev's cell marks, and what it imports. Known by its text: the time of a file says nothing."
     return "\n".join(line for line in source.splitlines() if not line.startswith("# %%")), frozenset(imports_of(source))
 
-# %% ../nbs/41_runner.ipynb #8e19526e
+# %% ../nbs/41_runner.ipynb #7b5f5782
 def trainer_module(row: Method) -> str:
     "The module of the function that trains a method."
     return TRAINERS[type(row.config)].__module__.rpartition(".")[2]
@@ -193,10 +193,10 @@ def trainer_module(row: Method) -> str:
 
 def code_sha256(row: Method, folder: Path | None = None) -> str:
     "One sha256 over the modules that a run of this method executes, and of no others."
-    folder, digest = folder or package_folder(), hashlib.sha256(inspect.getsource(run_seed).encode())
+    folder, digest = folder or package_folder(), hashlib.sha256((inspect.getsource(run_seed) + inspect.getsource(graded)).encode())
     for name in import_closure((trainer_module(row), "env", "metrics"), folder):
-        path = folder / f"{name}.py"
-        digest.update(f"{name}\n{_module(path, path.stat().st_mtime_ns)[0]}".encode())
+        source = (folder / f"{name}.py").read_text(encoding="utf-8")
+        digest.update(f"{name}\n{_module(source)[0]}".encode())
         for asset in ASSETS.get(name, ()):
             digest.update((folder / "assets" / asset).read_bytes())
     return digest.hexdigest()
@@ -309,17 +309,30 @@ def chosen_replies(log_probs: Tensor, env: Env, count: int = 6) -> dict:
     return {"mass_by_kind": {name: (pi * (env.kind == k)).sum(1).mean().item() for k, name in enumerate(KINDS)},
             "examples": [dict(zip(columns, values)) for values in zip(*columns.values())]}
 
-# %% ../nbs/41_runner.ipynb #36d94176
-def run_seed(features: Features, row: Method, spec: CandidateSpec, seed: int, device: torch.device, report: Callable[[dict], None] | None) -> dict:
-    "Train a method for one seed and evaluate it exactly on the test split; what stands under `results` in a record."
-    splits: Splits = make_envs(features, spec, seed, row.env).to(device)
-    trained: Trained = train(row, splits, seed, report)
+# %% ../nbs/41_runner.ipynb #4b86d80c
+def graded(trained: Trained, splits: Splits, seed: int) -> dict:
+    "A trained policy evaluated exactly on the test split: an entry of a record's `results`."
     best, env = all_log_probs(trained.policy, splits.test), splits.test
     return finite({
         "seed": seed, "test": evaluate(best, env), "standard_error": standard_errors(best, env),
         "mask_off": evaluate(all_log_probs(trained.policy, env, "off"), env), "last": evaluate(all_log_probs(trained.last, env), env),
         "choices": chosen_replies(best, env), "curves": list(trained.curves), "weights": trained.weights, "best_epoch": trained.best_epoch,
         "parameters": trained.parameters, "tau_rel": splits.tau_rel, "states": {name: len(getattr(splits, name)) for name in ("train", "dev_weights", "dev_stop", "test")}})
+
+
+def run_seed(features: Features, row: Method, spec: CandidateSpec, seed: int, device: torch.device, report: Callable[[dict], None] | None,
+             checkpoint: Path | None = None) -> dict:
+    "Train a method for one seed (on from a `checkpoint`) and grade it."
+    splits = make_envs(features, spec, seed, row.env).to(device)
+    return graded(train(row, splits, seed, report, checkpoint), splits, seed)
+
+
+def run_stack(features: Features, row: Method, spec: CandidateSpec, seeds: Sequence[int], device: torch.device, report: Callable[[dict], None] | None) -> list[dict]:
+    "Several seeds of a PPO method in one program, which is what a GPU is good at (notebook 0f); without checkpoints."
+    from dualppo.stacked import train_stack
+    splits = [make_envs(features, spec, seed, row.env).to(device) for seed in seeds]
+    trained = train_stack(splits, [row.config] * len(seeds), seeds, report and (lambda seed, r: report({"seed": seed, **r})))
+    return [graded(*one) for one in zip(trained, splits, seeds)]
 
 # %% ../nbs/41_runner.ipynb #8817d367
 def describe(run: Run, features_sha256: str) -> dict:
@@ -352,31 +365,79 @@ def versions() -> dict[str, str]:
     "Versions of what a result may depend on."
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in ("torch", "numpy", "dualppo")}
 
-# %% ../nbs/41_runner.ipynb #ac1254bf
-def execute(run: Run, report: Callable[[dict], None] | None = None, features: Features | None = None) -> dict:
+# %% ../nbs/41_runner.ipynb #07a300c7
+@dataclass(frozen=True)
+class Unfinished:
+    "What is kept of a run beside `record` until that is stored; `key` says of which run."
+
+    record: Path
+    key: str
+
+    @property
+    def partial(self) -> Path:
+        "Results of the finished seeds."
+        return self.record.with_name(f".{self.record.stem}.partial")
+
+    def checkpoint(self, seed: int) -> Path:
+        "Where the training of a seed keeps its state."
+        return self.record.with_name(f".{self.record.stem}.seed{seed}.{self.key[:20]}.checkpoint.safetensors")
+
+    def resume(self) -> tuple[list[dict], list[float]]:
+        "Results and seconds of the finished seeds; none if another run left them."
+        try:
+            kept = json.loads(self.partial.read_text(encoding="utf-8"))
+            if kept["key"] == self.key and len(kept["results"]) == len(kept["seconds"]):
+                return kept["results"], kept["seconds"]
+        except (OSError, ValueError, LookupError, TypeError):
+            pass
+        return [], []
+
+    def keep(self, results: Sequence[dict], seconds: Sequence[float]) -> None:
+        "Keep the finished seeds; the checkpoint of the last one is not needed any more."
+        atomic_write(self.partial, to_json({"key": self.key, "results": results, "seconds": seconds}))
+        self.checkpoint(results[-1]["seed"]).unlink(missing_ok=True)
+
+
+def forget(record: Path) -> None:
+    "Remove what was kept of a run beside its record."
+    for path in (*record.parent.glob(f".{record.stem}.partial"), *record.parent.glob(f".{record.stem}.seed*.*.checkpoint.safetensors")):
+        with suppress(OSError):
+            path.unlink()
+
+# %% ../nbs/41_runner.ipynb #6f7ec9ec
+def execute(run: Run, report: Callable[[dict], None] | None = None, features: Features | None = None, record: Path | None = None) -> dict:
     """The record of a run: its description, `results` per seed and `measured`. Pure but for `measured`.
 
     Trains on one thread, so that a result does not depend on the number of cores. `report` gets {seed, epoch, ...} every
-    epoch. Raises DataError for anything that cannot be run.
+    epoch. With the path of the future `record`, goes on where a killed run was; a seed's measured seconds are then those of
+    its last part. Raises DataError for anything that cannot be run.
     """
     row, spec = resolve(run)
     device = pick_device(run.device)
     path = features_path(run.data)
     features = features or load_features(path)
     threads, started = torch.get_num_threads(), datetime.now(UTC)
-    results, seconds = [], []
+    described = describe(run, features.sha256)
+    unfinished = record and Unfinished(record, f"{device.type}-{described['key']}")
+    results, seconds = unfinished.resume() if unfinished else ([], [])
     torch.set_num_threads(1)
     try:
-        for seed in run.seeds:
-            clock = time.perf_counter()
-            results.append(run_seed(features, row, spec, seed, device, report and (lambda r, s=seed: report({"seed": s, **r}))))
+        clock, left = time.perf_counter(), run.seeds[len(results):]
+        if device.type == "cuda" and len(left) > 1 and isinstance(row.config, PPOConfig) and row.config.gradient == "closed_form":
+            results += run_stack(features, row, spec, left, device, report)
+            seconds += [round((time.perf_counter() - clock) / len(left), 3)] * len(left)
+        for seed in run.seeds[len(results):]:
+            clock, tell = time.perf_counter(), report and (lambda r, s=seed: report({"seed": s, **r}))
+            results.append(run_seed(features, row, spec, seed, device, tell, unfinished and unfinished.checkpoint(seed)))
             seconds.append(round(time.perf_counter() - clock, 3))
+            if unfinished and seed != run.seeds[-1]:
+                unfinished.keep(results, seconds)
     finally:
         torch.set_num_threads(threads)
     data = {"name": data_name(path), "sha256": features.sha256, "exchanges": len(features), "dialogues": len(features.dialogue.unique()),
             "source": features.card.get("attribution", "")}
     named = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return describe(run, features.sha256) | {
+    return described | {
         "title": row.title, "about": row.about, "paper": row.paper, "data": data, "results": results,
         "measured": {"wall_clock_s": seconds, "peak_memory_mb": peak_memory_mb(device), "device": f"{device} ({named})",
                      "versions": versions(), "started": started.isoformat(timespec="seconds")}}
@@ -402,7 +463,7 @@ def notebook_path(outputs: Path, run: Run) -> Path:
     "Where the executed notebook of a run lies."
     return outputs / "notebooks" / job_path(outputs, run).relative_to(outputs / "runs").with_suffix(".ipynb")
 
-# %% ../nbs/41_runner.ipynb #164c4aa9
+# %% ../nbs/41_runner.ipynb #ad9c6432
 def read_record(path: Path) -> dict | None:
     "A record, or None if the file is missing, is no JSON or is not a record of this schema."
     try:
@@ -420,15 +481,21 @@ def finished(outputs: Path, run: Run, features_sha256: str) -> dict | None:
 
 
 def run_once(run: Run, outputs: Path, report: Callable[[dict], None] | None = None) -> dict:
-    "The stored record of a run if it is finished, else a new one, which is stored whole or not at all."
+    """The stored record of a run if it is finished, else a new one, which is stored whole or not at all.
+
+    Goes on where a killed run was. If another process computes the same run, waits for it.
+    """
     resolve(run)
-    features = load_features(features_path(run.data))
+    features, path = load_features(features_path(run.data)), job_path(outputs, run)
     if (record := finished(outputs, run, features.sha256)) is None:
-        record = execute(run, report, features)
-        atomic_write(job_path(outputs, run), to_json(record))
+        with at_work(outputs), lock(path.with_name(f"{SCRATCH}{path.stem}.record")):
+            if (record := finished(outputs, run, features.sha256)) is None:
+                record = execute(run, report, features, path)
+                atomic_write(path, to_json(record))
+                forget(path)
     return record
 
-# %% ../nbs/41_runner.ipynb #cda6108d
+# %% ../nbs/41_runner.ipynb #9af0458f
 def default_outputs(start: Path | None = None) -> Path:
     "`outputs/local` of the repository that `start` (default: here) lies in, else of the current folder."
     start = (start or Path.cwd()).resolve()
@@ -438,7 +505,7 @@ def default_outputs(start: Path | None = None) -> Path:
 
 def check_writable(outputs: Path) -> None:
     "Raises DataError, before anything is computed, if nothing can be written there."
-    probe = outputs / f".probe-{os.getpid()}"
+    probe = outputs / f"{SCRATCH}probe-{os.getpid()}"
     atomic_write(probe, b"\0" * 4096)
     probe.unlink(missing_ok=True)
 
@@ -471,8 +538,8 @@ def run_from(parameters: Mapping[str, object]) -> Run:
     resolve(run)
     return run
 
-# %% ../nbs/41_runner.ipynb #cddef5a4
-def grid(profile: str, data: str = "embedded", device: str = "cpu", methods: Sequence[str] | None = None, settings: Sequence[str] | None = None) -> list[Run]:
+# %% ../nbs/41_runner.ipynb #1d1f1161
+def grid(profile: str, data: str = "embedded", device: str = "auto", methods: Sequence[str] | None = None, settings: Sequence[str] | None = None) -> list[Run]:
     "The runs of a profile. Raises DataError for unknown names."
     kind = PROFILES[one_of("profile", profile, PROFILES)]
     names = [one_of("method", name, all_methods()) for name in methods or kind.methods or all_methods()]
@@ -556,50 +623,17 @@ def last_line(text: str) -> str:
     lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines() if line.strip()]
     return re.sub(r"^([\w.]+\.)?(\w*(Error|Exception|Interrupt)): ", lambda m: "" if m[2] == "DataError" else f"{m[2]}: ", lines[-1])[:300] if lines else "it ended without a word."
 
-# %% ../nbs/41_runner.ipynb #911fd406
-class Children:
-    "The processes of a grid, so that all can be ended at once."
-
-    def __init__(self) -> None:
-        self.running: set[subprocess.Popen] = set()
-        self.stopped = False
-        self.lock = threading.Lock()
-
-    def call(self, command: list[str], log: Path) -> int:
-        "Run a command to its end, its output in `log`; -1 if the grid was stopped before."
-        with self.lock:
-            if self.stopped:
-                return -1
-            with log.open("wb") as out:
-                process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=child_environment(), start_new_session=True)
-            self.running.add(process)
-        try:
-            return process.wait()
-        finally:
-            self.running.discard(process)
-
-    def stop(self) -> None:
-        "End all processes; kernels end with the process that started them."
-        with self.lock:
-            self.stopped = True
-        for process in list(self.running):
-            process.send_signal(signal.SIGTERM)
-        for process in list(self.running):
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-# %% ../nbs/41_runner.ipynb #ff8cb301
+# %% ../nbs/41_runner.ipynb #07e1d62e
 def run_child(run: Run, outputs: Path, notebooks: bool, children: Children, texts: str = "") -> Outcome:
-    "One run in its own process; a notebook that failed is kept as `.failed.ipynb`."
+    "One run in its own process; a notebook that failed is kept as `.failed.ipynb`, one of an earlier run is removed first."
     clock, target = time.perf_counter(), notebook_path(outputs, run)
-    failed = target.with_suffix(".failed.ipynb")
+    failed, place = target.with_suffix(".failed.ipynb"), (target if notebooks else job_path(outputs, run)).parent
     try:
-        target.parent.mkdir(parents=True, exist_ok=True) if notebooks else None
-        with tempfile.TemporaryDirectory(prefix=".dualppo-", dir=target.parent if notebooks else None) as folder:
+        place.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=place, ignore_cleanup_errors=True) as folder:
             made, log = Path(folder) / target.name, Path(folder) / "log"
-            code = children.call(child_command(run, outputs, made if notebooks else None, texts), log)
+            code = children.call(child_command(run, outputs, made if notebooks else None, texts), log, child_environment())
             text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
             if notebooks and made.exists() and not children.stopped:
                 os.replace(made, target if code == 0 else failed)
@@ -609,14 +643,21 @@ def run_child(run: Run, outputs: Path, notebooks: bool, children: Children, text
         return Outcome(run, "failed", f"{target}: cannot be written ({error.strerror or error}); check the free space and the permissions.")
     if code == 0 and read_record(job_path(outputs, run)) is None:
         code, text = 1, f"{job_path(outputs, run)}: was not written."
+    if code == -signal.SIGKILL:
+        text = "it was killed, as happens when memory runs out; use fewer --workers."
     return Outcome(run, "done" if code == 0 else "failed", "" if code == 0 else last_line(text), time.perf_counter() - clock)
 
-# %% ../nbs/41_runner.ipynb #cf8242bf
+# %% ../nbs/41_runner.ipynb #ca69c7be
+def is_done(runs: Sequence[Run], outputs: Path, notebooks: bool = True) -> Callable[[Run], bool]:
+    "Tells of each run whether its record (and notebook) is there. Raises DataError if the features cannot be read."
+    hashes = {data: hashlib.sha256(_bytes(features_path(data))).hexdigest() for data in {run.data for run in runs}}
+    return lambda run: finished(outputs, run, hashes[run.data]) is not None and (notebook_path(outputs, run).is_file() or not notebooks)
+
+
 def missing(runs: Sequence[Run], outputs: Path, notebooks: bool = True) -> list[Run]:
     "The runs of a grid that are not done, the longest first. Raises DataError if the features cannot be read."
-    hashes = {data: hashlib.sha256(_bytes(features_path(data))).hexdigest() for data in {run.data for run in runs}}
-    there = lambda run: finished(outputs, run, hashes[run.data]) and (notebook_path(outputs, run).is_file() or not notebooks)
-    return sorted((run for run in runs if not there(run)), key=cost, reverse=True)
+    done = is_done(runs, outputs, notebooks)
+    return sorted((run for run in runs if not done(run)), key=cost, reverse=True)
 
 
 def _bytes(path: Path) -> bytes:
@@ -625,38 +666,95 @@ def _bytes(path: Path) -> bytes:
     except OSError as error:
         raise DataError(f"{path}: the features cannot be read ({error.strerror}); give --data a features file or run `dualppo data build`.") from None
 
-# %% ../nbs/41_runner.ipynb #ef906166
-def run_grid(runs: Sequence[Run], outputs: Path, workers: int = 1, notebooks: bool = True, texts: str = "",
-             started: Callable[[Run], None] = lambda run: None, ended: Callable[[Outcome], None] = lambda outcome: None) -> list[Outcome]:
-    """Do what is missing of a grid, `workers` processes at a time; one outcome per run, in the order in which they ended.
+# %% ../nbs/41_runner.ipynb #3c33e599
+def memory_need_mb(data: str, outputs: Path) -> float:
+    "MB that one run on these features needs: the most that a stored record of them measured, else an estimate by their size."
+    name, path = data_name(features_path(data)), features_path(data)
+    records = [record for file in outputs.glob("runs/*/*/*.json") if (record := read_record(file))]
+    peaks = [record["measured"]["peak_memory_mb"] for record in records if record.get("data", {}).get("name") == name]
+    return max(peaks) if peaks else 400 + 50 * path.stat().st_size / 1e6
 
-    `started` and `ended` are told in the calling thread. A failed run does not stop the grid. On Ctrl-C the processes are
-    ended and KeyboardInterrupt goes on; what was finished stays, and a second call continues. Raises DataError before
+
+def fitting_workers(workers: int, runs: Sequence[Run], outputs: Path, say: Callable[[str], None]) -> int:
+    "The number of processes that memory allows; `say` is told one sentence if it is lower than `workers`."
+    if not runs:
+        return workers
+    need, left = max(memory_need_mb(data, outputs) for data in {run.data for run in runs}), available_memory_mb()
+    fit = affordable_workers(workers, need, left)
+    if fit < workers:
+        say(f"{left / 1e3:.1f} GB of memory are free and a run needs about {need / 1e3:.1f} GB, so --workers is lowered from {workers} to {fit}.")
+    return fit
+
+
+def to_stderr(text: str) -> None:
+    "A sentence for the reader, apart from results."
+    print(f"dualppo: {text}", file=sys.stderr)
+
+# %% ../nbs/41_runner.ipynb #1d659938
+def run_grid(runs: Sequence[Run], outputs: Path, workers: int = 1, notebooks: bool = True, texts: str = "",
+             started: Callable[[Run], None] = lambda run: None, ended: Callable[[Outcome], None] = lambda outcome: None,
+             say: Callable[[str], None] = to_stderr) -> list[Outcome]:
+    """Do what is missing of a grid, `workers` processes at a time (fewer if memory is short); one outcome per run, as they ended.
+
+    `started` and `ended` are told in the calling thread. A failed run does not stop the grid. Several grids on one folder
+    share the work. On Ctrl-C or SIGTERM the processes are ended and KeyboardInterrupt or `Terminated` goes on; whatever
+    stops a grid, finished runs and the finished epochs of others stay, and a second call continues. Raises DataError before
     anything runs if a run is wrong or `outputs` cannot be written.
     """
     check_writable(outputs)
-    todo = missing(runs, outputs, notebooks)
+    done, todo = is_done(runs, outputs, notebooks), missing(runs, outputs, notebooks)
     for device in {run.device for run in todo}:
         pick_device(device)
-    outcomes = [Outcome(run, "cached") for run in runs if run not in todo]
-    for outcome in outcomes:
+    workers = fitting_workers(max(1, workers), todo, outputs, say)
+    outcomes: list[Outcome] = []
+
+    def tell(outcome: Outcome) -> None:
+        outcomes.append(outcome)
         ended(outcome)
+
     queue, children, futures = list(todo), Children(), set[Future]()
-    with ThreadPoolExecutor(max(1, workers)) as pool:
+    with terminable(), at_work(outputs), ThreadPoolExecutor(workers) as pool:
         try:
+            for run in runs:
+                if run not in todo:
+                    forget(job_path(outputs, run))
+                    tell(Outcome(run, "cached"))
             while queue or futures:
-                while queue and len(futures) < max(1, workers):
-                    run = queue.pop(0)
+                for run, claim in claims(queue, outputs, workers - len(futures)):
+                    queue.remove(run)
+                    if done(run):
+                        claim.release()
+                        tell(Outcome(run, "cached"))
+                        continue
                     started(run)
-                    futures.add(pool.submit(run_child, run, outputs, notebooks, children, texts))
-                done, futures = wait(futures, timeout=.5, return_when=FIRST_COMPLETED)
-                for future in done:
-                    outcomes.append(future.result())
-                    ended(outcomes[-1])
-        except BaseException:
+                    futures.add(pool.submit(_claimed, claim, run, outputs, notebooks, children, texts))
+                ready, futures = wait(futures, timeout=.5, return_when=FIRST_COMPLETED)
+                for future in ready:
+                    tell(future.result())
+                if queue and not futures and not ready:
+                    time.sleep(.2)  # all that is left is in other hands
+        except BaseException as error:
             children.stop()
+            if isinstance(error, Terminated):
+                say("ended by SIGTERM; finished runs are kept, and the same command goes on from here.")
             raise
     return outcomes
+
+
+def claims(queue: Sequence[Run], outputs: Path, most: int) -> Iterator[tuple[Run, Lock]]:
+    "Up to `most` runs of a queue that nobody else works on, each with its lock."
+    for run in list(queue):
+        if most <= 0:
+            return
+        path = job_path(outputs, run)
+        if claim := lock(path.with_name(f"{SCRATCH}{path.stem}.job"), wait=False):
+            most -= 1
+            yield run, claim
+
+
+def _claimed(claim: Lock, *job: object) -> Outcome:
+    with claim:
+        return run_child(*job)
 
 # %% ../nbs/41_runner.ipynb #83c7def7
 def manifest(outputs: Path) -> dict:
