@@ -6,10 +6,8 @@
 __all__ = ['ATTRIBUTION', 'read_jigsaw', 'read_diasafety', 'read_bad', 'gather_tails', 'gather_unsafe', 'code_sha256',
            'default_cache', 'sources_of', 'build', 'build_exchanges']
 
-# %% ../nbs/44_build.ipynb #b24e1937
-import csv
+# %% ../nbs/44_build.ipynb #96b387b9
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,43 +17,38 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from .data import DataError, Exchange, Removal, clean, load_dialogues, normalise, sha256_of
+from .data import DataError, Exchange, Removal, clean, json_rows, load_dialogues, normalise, read_text, sha256_of, table_rows
 from .encoders import MiniLM, embed_cached, encoder_identity, hashed_tokens
 from .features import Tails, build_features, choose_tails, verify, write_features
 from .harm import FrozenHead, ToxBlock, ToxicCommentClassifier
 
-# %% ../nbs/44_build.ipynb #77b78dbb
+# %% ../nbs/44_build.ipynb #69f8b3be
 def read_jigsaw(path: Path) -> list[tuple[str, bool]]:
     "Texts and labels of a csv with the columns `text` and `toxic` (0 or 1). Raises DataError naming the row."
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as csv ({error}); expected the columns text, toxic.") from None
+    rows = table_rows(path, ("text", "toxic"))
     for i, row in enumerate(rows):
-        if row.get("toxic") not in ("0", "1") or row.get("text") is None:
-            raise DataError(f"{path}: row {i + 1}, field 'toxic': expected 0 or 1 beside a text; correct the row.")
+        if row["toxic"] not in ("0", "1"):
+            raise DataError(f"{path}, row {i}, field 'toxic': expected 0 or 1; correct the row.")
     return [(normalise(row["text"]), row["toxic"] == "1") for row in rows]
 
 
 def read_diasafety(path: Path) -> list[dict[str, str]]:
     "Rows with `response`, `category`, `label` (Safe or Unsafe) of a DiaSafety json. Raises DataError naming the row."
-    try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error}); expected a list of labelled responses.") from None
-    for i, row in enumerate(rows if isinstance(rows, list) else [rows]):
-        if not isinstance(row, dict) or not isinstance(row.get("response"), str) or row.get("label") not in ("Safe", "Unsafe"):
-            raise DataError(f"{path}: row {i}, field 'label': expected a response labelled Safe or Unsafe; correct the row.")
+    rows = json_rows(path, ("response", "category", "label"))
+    for i, row in enumerate(rows):
+        if row["label"] not in ("Safe", "Unsafe"):
+            raise DataError(f"{path}, row {i}, field 'label': expected Safe or Unsafe; correct the row.")
     return rows
 
-# %% ../nbs/44_build.ipynb #fa71bfce
+# %% ../nbs/44_build.ipynb #5823ab95
 def read_bad(path: Path) -> list[str]:
     "Last utterances labelled `__notok__` of a bot-adversarial-dialogue file: one tab-separated record a line."
     out = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    for row, line in enumerate(read_text(path).splitlines()):
         record = dict(part.split(":", 1) for part in line.split("\t") if ":" in part)
         if record.get("labels") == "__notok__":
+            if "text" not in record:
+                raise DataError(f"{path}, row {row}, field 'text': missing beside its label; correct or remove the row.")
             out.append(normalise(record["text"].split("\\n")[-1]))
     if not out:
         raise DataError(f"{path}: no line labelled __notok__; expected tab-separated records 'text:… labels:…'.")
@@ -125,7 +118,7 @@ def build(data: str | Path, out: str | Path, limit: int | None = None, precision
     exchanges, more = clean(exchanges)
     return build_exchanges(exchanges[:limit], [*removed, *more], folder, out, sources_of(folder, dialogues), precision, report, cache)
 
-# %% ../nbs/44_build.ipynb #f5b300f8
+# %% ../nbs/44_build.ipynb #fde73192
 def build_exchanges(exchanges: Sequence[Exchange], removals: Sequence[Removal], folder: Path, out: str | Path, sources: dict[str, str],
                     precision: str = "fp32", report: Callable[[str], None] = print, cache: str | Path | None = None) -> dict:
     "As `build`, from exchanges already read (the chit-chat extra, or a reader of your own)."
@@ -136,8 +129,8 @@ def build_exchanges(exchanges: Sequence[Exchange], removals: Sequence[Removal], 
     tox = ToxBlock()
     report(f"{len(exchanges)} exchanges, {len(removals)} removed; choosing tails and unsafe replies")
     tails = gather_tails(folder, tox)
-    files = {name: i for i, name in enumerate(dict.fromkeys(e.dialogue.rpartition(':')[0] for e in exchanges))}
-    tensors = build_features(exchanges, [files[e.dialogue.rpartition(':')[0]] for e in exchanges], gather_unsafe(folder), tails, encode,
+    files = {name: i for i, name in enumerate(dict.fromkeys(e.dialogue.partition(':')[0] for e in exchanges))}
+    tensors = build_features(exchanges, [files[e.dialogue.partition(':')[0]] for e in exchanges], gather_unsafe(folder), tails, encode,
                              {"tox_block": tox, "tcc": ToxicCommentClassifier()}, hashed_tokens, harm_of_embedding={"head": FrozenHead().score})
     card = {"schema_of_card": 1, "encoder": encoder_identity() | {"precision": precision}, "code_sha256": code_sha256(), "sources": sources,
             "dialogue_files": list(files), "exchanges": len(exchanges), "dialogues": len({e.dialogue for e in exchanges}), "replies": len(tensors["kind"]),

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Command', 'WIDE', 'ABOUT', 'Reproduce', 'Train', 'Tables', 'Methods', 'Build', 'Verify', 'Data', 'default_published',
-           'worker_count', 'usable_settings', 'reproduce', 'show_grid', 'tell', 'print_failures', 'rich_table',
-           'print_tables', 'parse_value', 'parse_changes', 'train_parser', 'train_overrides', 'train', 'tables',
-           'methods', 'data', 'quietly', 'parse', 'known_flags', 'dispatch', 'main']
+           'worker_count', 'usable_settings', 'reproduce', 'show_grid', 'count_line', 'tell', 'print_failures',
+           'rich_table', 'print_tables', 'parse_value', 'parse_changes', 'train_parser', 'train_overrides', 'train',
+           'tables', 'methods', 'data', 'quietly', 'parse', 'known_flags', 'dispatch', 'main']
 
-# %% ../nbs/43_cli.ipynb #3c073f49
+# %% ../nbs/43_cli.ipynb #03d93e7a
 import contextlib
 import io
 import itertools
@@ -16,6 +16,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -34,8 +35,9 @@ from .runner import (Outcome, Run, check_writable, cost, default_outputs, featur
                             profile_folder, run_from, run_grid, run_once)
 from .tables import (Cell, Table, caption, compare, compare_table, comparison_note, per_seed, published_runs, read_runs, refresh, summary_line,
                             write_tables)
+from .workflow import Config, check_engine, run_workflow
 
-# %% ../nbs/43_cli.ipynb #a2c678dd
+# %% ../nbs/43_cli.ipynb #af77e6ab
 @dataclass(frozen=True)
 class Reproduce:
     """Run the paper's grid and print its tables beside yours.
@@ -48,7 +50,8 @@ class Reproduce:
     outputs: Path | None = None  # where results go; default: outputs/local
     data: str = "auto"  # embedded, wow (official archive), chitchat, a features file, or dialogue files; auto: wow if cached, else embedded
     download: bool = False  # fetch the official Wizard of Wikipedia archive if it is not cached
-    workers: str = "auto"  # runs at a time; auto: one per core
+    workers: str = "auto"  # runs at a time; auto: one per core, on a cluster what its profile says
+    engine: Literal["local", "snakemake", "slurm"] = "local"  # who runs the jobs; snakemake and slurm (a cluster) need the extra `workflow`
     device: str = "cpu"  # cpu, cuda, cuda:1 or auto
     methods: tuple[str, ...] = ()  # only these methods (see `dualppo methods`)
     settings: tuple[str, ...] = ()  # only these settings: clean, stress
@@ -114,7 +117,7 @@ class Data:
 Command = (Annotated[Reproduce, tyro.conf.subcommand("reproduce")] | Annotated[Train, tyro.conf.subcommand("train")] | Annotated[Tables, tyro.conf.subcommand("tables")]
            | Annotated[Methods, tyro.conf.subcommand("methods")] | Annotated[Data, tyro.conf.subcommand("data")])
 
-# %% ../nbs/43_cli.ipynb #6bc44a90
+# %% ../nbs/43_cli.ipynb #4d69ceb1
 def default_published() -> Path | None:
     "`outputs/published` of the repository that the current folder or this package lies in, or None."
     for start in (Path.cwd(), Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd()):
@@ -128,11 +131,11 @@ def worker_count(text: str) -> int:
     "Number of processes. Raises DataError unless it is 'auto' or a number from 1 up."
     if text == "auto":
         return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    if not text.isdecimal() or int(text) < 1:
+    if not re.fullmatch("[0-9]{1,6}", text) or int(text) < 1:
         raise DataError(f"workers must be auto or a whole number from 1 up, got {text!r}.")
     return int(text)
 
-# %% ../nbs/43_cli.ipynb #5669e545
+# %% ../nbs/43_cli.ipynb #361a6651
 def usable_settings(asked: Sequence[str], path: Path, console: Console) -> tuple[str, ...]:
     "The settings that can be run on these features: without look-alikes there is no stress setting."
     if asked or len(load_features(path).bank(STRONG)):
@@ -145,22 +148,30 @@ def reproduce(args: Reproduce, console: Console) -> int:
     "The grid, with a progress bar; the tables fill as runs end. 1 if a run failed."
     outputs, published = args.outputs or default_outputs(), args.published or default_published()
     workers = worker_count(args.workers)
+    if args.engine != "local":
+        check_engine(args.engine)
     pick_device(args.device)
     grid(args.profile, "embedded", args.device, args.methods, args.settings)
     path = features_path(args.data, args.download, console.print)
     check_writable(outputs)
     data = "embedded" if path == embedded_path() else str(path.resolve())
-    runs = grid(args.profile, data, args.device, args.methods, usable_settings(args.settings, path, console))
+    settings = usable_settings(args.settings, path, console)
+    runs = grid(args.profile, data, args.device, args.methods, settings)
     texts = args.data if Path(args.data).exists() and Path(args.data) != path else ""
     folder = profile_folder(runs[0])
-    outcomes = show_grid(runs, outputs, workers, args.notebooks, texts, folder, published, console)
+    if args.engine == "local":
+        outcomes = show_grid(runs, outputs, workers, args.notebooks, texts, folder, published, console)
+    else:
+        config = Config(args.profile, str(outputs), data, args.device, tuple(args.methods), settings, 0, args.notebooks, texts)
+        outcomes = run_workflow(config, args.engine, None if args.engine == "slurm" and args.workers == "auto" else workers)
+    console.print(count_line(outcomes))
     failed = [o for o in outcomes if o.status == "failed"]
     if len(failed) < len(outcomes):
         print_tables(outputs, folder, published, console)
     print_failures(failed, len(outcomes), console)
     return 1 if failed else 0
 
-# %% ../nbs/43_cli.ipynb #7299b791
+# %% ../nbs/43_cli.ipynb #cb3c16d1
 def show_grid(runs: Sequence[Run], outputs: Path, workers: int, notebooks: bool, texts: str, folder: str, published: Path | None, console: Console) -> list[Outcome]:
     "Run the grid under a progress bar that says what runs and about how long it will take."
     total, running = sum(cost(run) for run in runs), []
@@ -187,9 +198,13 @@ def show_grid(runs: Sequence[Run], outputs: Path, workers: int, notebooks: bool,
                 refresh(outputs, folder)
 
         outcomes = run_grid(runs, outputs, workers, notebooks, texts, started, ended)
-    cached = sum(o.status == "cached" for o in outcomes)
-    console.print(f"{len(outcomes)} runs: {cached} were there already, {sum(o.status == 'done' for o in outcomes)} done, {sum(o.status == 'failed' for o in outcomes)} failed.")
     return outcomes
+
+
+def count_line(outcomes: Sequence[Outcome]) -> str:
+    "How many runs ended how."
+    count = Counter(o.status for o in outcomes)
+    return f"{len(outcomes)} runs: {count['cached']} were there already, {count['done']} done, {count['failed']} failed."
 
 # %% ../nbs/43_cli.ipynb #0c897cf4
 def tell(outcome: Outcome, console: Console) -> None:
@@ -235,12 +250,12 @@ def print_tables(outputs: Path, folder: str, published: Path | None, console: Co
     places = sorted({path.parent for path in written})
     console.print(Text("Written to " + ", ".join(map(str, places))))
 
-# %% ../nbs/43_cli.ipynb #2a739ba8
+# %% ../nbs/43_cli.ipynb #844fe26e
 def parse_value(text: str) -> object:
     "A value as JSON where it is JSON, else as text."
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -367,7 +382,7 @@ def known_flags(target: type) -> list[str]:
         names += [f"--{n.name.replace('_', '-')}" for n in fields(inner)] if inner else [f"--{f.name.replace('_', '-')}"]
     return names
 
-# %% ../nbs/43_cli.ipynb #316aa618
+# %% ../nbs/43_cli.ipynb #58a012f7
 def dispatch(argv: Sequence[str], console: Console) -> int:
     "Run one command; raises DataError."
     args, more = parse(argv)
@@ -382,7 +397,10 @@ def dispatch(argv: Sequence[str], console: Console) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     "The `dualppo` command: 0, 1 when a run failed, 2 after one sentence about bad input, 130 when interrupted."
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a path may hold bytes that are no text
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
     try:
         return dispatch(sys.argv[1:] if argv is None else argv, console)
     except DataError as error:

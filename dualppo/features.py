@@ -7,8 +7,7 @@ __all__ = ['SCHEMA', 'KINDS', 'REFERENCE', 'STRONG', 'MILD', 'BENIGN', 'UNSAFE',
            'quantise', 'dequantise', 'Ragged', 'Features', 'verify', 'embedded_path', 'load_features', 'Tails',
            'choose_tails', 'build_features', 'write_features']
 
-# %% ../nbs/04_features.ipynb #5d138b1f
-import hashlib
+# %% ../nbs/04_features.ipynb #028e567f
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .data import DataError, Exchange, atomic_write
+from .data import DataError, Exchange, atomic_write, sha256_of
 
 SCHEMA = "dualppo-features/1"
 KINDS = ("reference", "strong", "mild", "benign", "unsafe", "refusal")
@@ -88,31 +87,44 @@ class Features:
         "Pool ids of one kind, Long; for reference, strong, mild and benign entry i belongs to exchange i."
         return (self.kind == kind).nonzero().squeeze(1)
 
-# %% ../nbs/04_features.ipynb #b7fe3d46
+# %% ../nbs/04_features.ipynb #796ec1b1
 def _shapes(m: int, p: int, d: int) -> dict[str, tuple[int, ...]]:
     rows = {f"{name}.{part}": (n, d) if part == "q" else (n,)
             for name, n in (("query", m), ("knowledge", m), ("pool", p)) for part in ("q", "scale")}
     return rows | {"dialogue": (m,), "turn": (m,), "source": (m,), "kind": (p,), "owner": (p,), "unsafe_label": (p,)}
 
-# %% ../nbs/04_features.ipynb #4f9f51e5
+
+_DTYPES = {"q": torch.int8, "scale": torch.float16, "dialogue": torch.int32, "turn": torch.int16, "source": torch.uint8, "kind": torch.uint8, "owner": torch.int32,
+           "unsafe_label": torch.uint8, "values": torch.uint16, "offsets": torch.int32}
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+# %% ../nbs/04_features.ipynb #fea9be99
 def verify(path: str | Path, encoder_sha256: str | None = None) -> dict:
     """Check a features file completely and return its card.
 
-    Raises DataError with one sentence for another schema or encoder, a missing tensor, a wrong shape, a value that is
-    not finite or out of range, an owner that does not exist.
+    Raises DataError with one sentence for another schema or encoder, a missing tensor, a wrong shape or type, a value that is
+    not finite or out of range, an owner that does not exist, a card that does not fit.
     """
+    return _verified(path, encoder_sha256)[1]
+
+
+def _verified(path: str | Path, encoder_sha256: str | None = None) -> tuple[dict[str, Tensor], dict]:
     tensors, card = _read(path)
     m, d = tensors["query.q"].shape if tensors.get("query.q", torch.empty(0)).dim() == 2 else (0, 0)
-    p = len(tensors.get("kind", ()))
-    if m == 0 or p == 0:
+    p = tensors.get("kind", torch.empty(0)).numel()
+    if m == 0 or p == 0 or d == 0:
         raise DataError(f"{path}: holds no exchanges or no replies; build it again with `dualppo data build`.")
     for name, shape in _shapes(m, p, d).items():
         if name not in tensors:
             raise DataError(f"{path}: tensor {name!r} is missing; build it again with `dualppo data build`.")
         if tuple(tensors[name].shape) != shape:
             raise DataError(f"{path}: tensor {name!r} has shape {tuple(tensors[name].shape)}, expected {shape}.")
+        if tensors[name].dtype != (wanted := _DTYPES[name.rpartition(".")[2]]):
+            raise DataError(f"{path}: tensor {name!r} holds {tensors[name].dtype}, expected {wanted}; build it again with `dualppo data build`.")
     for name, values in tensors.items():
-        bad = ~torch.isfinite(values.float()) if values.is_floating_point() else torch.zeros(1, dtype=torch.bool)
+        if name.startswith("p_harm.") and values.dtype not in _FLOATS:
+            raise DataError(f"{path}: tensor {name!r} holds {values.dtype}, expected probabilities; build it again with `dualppo data build`.")
+        bad = ~torch.isfinite(values) if values.dtype in _FLOATS else torch.zeros(1, dtype=torch.bool)
         if bad.any():
             raise DataError(f"{path}: tensor {name!r}, row {bad.flatten(1).any(1).nonzero()[0].item() if values.dim() > 1 else bad.nonzero()[0].item()}: not a finite number.")
     harms = [name for name in tensors if name.startswith("p_harm.")]
@@ -122,35 +134,59 @@ def verify(path: str | Path, encoder_sha256: str | None = None) -> dict:
             raise DataError(f"{path}: tensor {name!r} must hold one probability in [0, 1] for each of the {p} replies.")
     if not harms:
         raise DataError(f"{path}: no harm scores (tensors named 'p_harm.<estimator>'); build it again.")
+    for name in ("query", "knowledge", "pool"):
+        if (low := tensors[f"{name}.scale"] <= 0).any() or (low := ~tensors[f"{name}.q"].any(1)).any():
+            raise DataError(f"{path}: tensor '{name}', row {low.nonzero()[0].item()}: an embedding of length 0; leave that text out and build it again.")
+        _check_tokens(path, tensors, name)
+    if tensors["turn"].min() < 0 or tensors["unsafe_label"].max() > 1:
+        raise DataError(f"{path}: 'turn' must count from 0, and 'unsafe_label' must be 0 or 1; build it again with `dualppo data build`.")
     if tensors["owner"].max() >= m or tensors["owner"].min() < -1 or not 0 <= tensors["kind"].min() <= tensors["kind"].max() < len(KINDS):
         raise DataError(f"{path}: 'owner' must name an exchange 0..{m - 1} or be -1, and 'kind' one of 0..{len(KINDS) - 1}.")
     for kind in (REFERENCE, STRONG, MILD, BENIGN):
         owners = tensors["owner"][tensors["kind"] == kind].long()
         if (kind == REFERENCE or len(owners)) and not torch.equal(owners, torch.arange(m)):
             raise DataError(f"{path}: the {KINDS[kind]} replies must be one per exchange, in order.")
-    if encoder_sha256 and card.get("encoder", {}).get("sha256") != encoder_sha256:
-        raise DataError(f"{path}: was embedded by another encoder ({card.get('encoder', {}).get('name')}); rebuild it or name that encoder.")
-    return card
+    encoder, sources = card.get("encoder", {}), card.get("sources", {})
+    if not isinstance(encoder, dict) or not isinstance(sources, dict) or (card.get("exchanges", m), card.get("replies", p)) != (m, p):
+        raise DataError(f"{path}: the card is not this file's ({m} exchanges, {p} replies); build it again with `dualppo data build`.")
+    if encoder_sha256 and encoder.get("sha256") != encoder_sha256:
+        raise DataError(f"{path}: was embedded by another encoder ({encoder.get('name')}); rebuild it or name that encoder.")
+    return tensors, card
 
-# %% ../nbs/04_features.ipynb #55cb58bc
+# %% ../nbs/04_features.ipynb #51fd536e
+def _check_tokens(path: str | Path, tensors: dict[str, Tensor], name: str) -> None:
+    "Raises DataError unless the ragged tokens of `name` are absent, or whole and in order."
+    values, offsets = (tensors.get(f"tokens.{name}.{part}") for part in ("values", "offsets"))
+    if values is None and offsets is None:
+        return
+    if values is None or offsets is None or (values.dtype, offsets.dtype) != (_DTYPES["values"], _DTYPES["offsets"]) or values.dim() != 1 \
+            or tuple(offsets.shape) != (len(tensors[f"{name}.q"]) + 1,) or offsets[0] != 0 or offsets[-1] != len(values) or (offsets.diff() < 0).any():
+        raise DataError(f"{path}: tensors 'tokens.{name}': the offsets do not cut the values into one piece per row; build it again with `dualppo data build`.")
+
+# %% ../nbs/04_features.ipynb #7d408089
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     "All tensors and the card; every way in which a file can be no features file becomes one sentence."
+    if not Path(path).exists():
+        raise DataError(f"{path}: no such file; give --data a features file or run `dualppo data build`.")
+    if not Path(path).is_file():
+        raise DataError(f"{path}: not a readable features file (a folder, a pipe or a device); give --data a features file.")
     try:
         with safe_open(str(path), framework="pt") as file:
             meta = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; give --data a features file or run `dualppo data build`.") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DataError(f"{path}: not a readable features file ({str(error).splitlines()[0][:120]}); build it again with `dualppo data build`.") from None
+    except Exception as error:  # safetensors raises errors of many types
+        raise DataError(f"{path}: not a readable features file ({str(error)[:120]}); build it again with `dualppo data build`.") from None
     if meta.get("schema") != SCHEMA:
         raise DataError(f"{path}: schema is {meta.get('schema')!r}, this version reads {SCHEMA!r}; build it again with `dualppo data build`.")
     try:
-        return tensors, json.loads(meta["card"])
-    except (KeyError, ValueError):
-        raise DataError(f"{path}: the card is missing or not JSON; build it again with `dualppo data build`.") from None
+        card = json.loads(meta["card"])
+    except (KeyError, ValueError, RecursionError):
+        card = None
+    if not isinstance(card, dict):
+        raise DataError(f"{path}: the card is missing or not a JSON object; build it again with `dualppo data build`.")
+    return tensors, card
 
-# %% ../nbs/04_features.ipynb #43cb2a99
+# %% ../nbs/04_features.ipynb #992fe5e3
 def embedded_path() -> Path:
     "Where the features shipped with the package lie."
     return Path(str(resources.files("dualppo") / "assets" / "wow.safetensors"))
@@ -159,8 +195,7 @@ def embedded_path() -> Path:
 def load_features(path: str | Path | None = None, encoder_sha256: str | None = None) -> Features:
     "Features of a file, by default the shipped ones; verified first. Raises DataError as `verify` does."
     path = Path(path) if path else embedded_path()
-    card = verify(path, encoder_sha256)
-    t, _ = _read(path)
+    t, card = _verified(path, encoder_sha256)
     ragged = {name: Ragged(t[f"tokens.{name}.values"].view(torch.uint16).numpy(), t[f"tokens.{name}.offsets"].long().numpy())
               for name in ("query", "knowledge", "pool") if f"tokens.{name}.values" in t}
     return Features(
@@ -168,7 +203,7 @@ def load_features(path: str | Path | None = None, encoder_sha256: str | None = N
         **{name: t[name].long() for name in ("dialogue", "turn", "source", "kind", "owner")},
         p_harm={name.removeprefix("p_harm."): v.float() for name, v in t.items() if name.startswith("p_harm.")},
         unsafe_label=t["unsafe_label"].bool(), tokens=ragged, card=card,
-        sha256=hashlib.sha256(Path(path).read_bytes()).hexdigest())
+        sha256=sha256_of(path))
 
 # %% ../nbs/04_features.ipynb #62383848
 REFUSALS = (
@@ -211,7 +246,14 @@ def choose_tails(toxic: Sequence[str], safe: Sequence[str], harm: Harm) -> Tails
             raise DataError(f"no {name} tail of 2 to 8 words was found; the stress setting needs labelled toxic and safe texts (folders jigsaw and diasafety).")
     return Tails(**{name: tuple(texts) for name, texts in groups.items()})
 
-# %% ../nbs/04_features.ipynb #e2cff676
+# %% ../nbs/04_features.ipynb #cab9c591
+def _whole(what: str, numbers: Sequence[int], dtype: torch.dtype) -> Tensor:
+    "Numbers `[n]` in a small integer type; raises DataError where they do not fit."
+    if max(numbers) > (most := torch.iinfo(dtype).max):
+        raise DataError(f"more than {most + 1} {what}; a features file cannot count them: split the data.")
+    return torch.tensor(numbers, dtype=dtype)
+
+# %% ../nbs/04_features.ipynb #7b6b3c5b
 def build_features(exchanges: Sequence[Exchange], sources: Sequence[int], unsafe: Sequence[str], tails: Tails | None,
                    encode: Encoder, harm: dict[str, Harm], tokens: Callable[[str], np.ndarray], seed: int = 0,
                    harm_of_embedding: dict[str, Callable[[Tensor], Tensor]] | None = None) -> dict[str, Tensor]:
@@ -236,7 +278,7 @@ def build_features(exchanges: Sequence[Exchange], sources: Sequence[int], unsafe
     out |= {f"p_harm.{name}": score(replies).half() for name, score in harm.items()}
     out |= {f"p_harm.{name}": score(pool).half() for name, score in (harm_of_embedding or {}).items()}
     out |= {"dialogue": torch.tensor([ids[e.dialogue] for e in exchanges], dtype=torch.int32),
-            "turn": torch.tensor([e.turn for e in exchanges], dtype=torch.int16), "source": torch.tensor(sources, dtype=torch.uint8),
+            "turn": _whole("turns of a dialogue", [e.turn for e in exchanges], torch.int16), "source": _whole("dialogue files", sources, torch.uint8),
             "kind": kind, "owner": owner, "unsafe_label": (kind == UNSAFE).to(torch.uint8)}
     for name, texts in (("query", [e.query for e in exchanges]), ("knowledge", [e.knowledge for e in exchanges]), ("pool", replies)):
         bag = Ragged.of([tokens(t) for t in texts])

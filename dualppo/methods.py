@@ -85,18 +85,18 @@ def all_methods() -> dict[str, Method]:
     ]
     return {row.name: row for row in rows}
 
-# %% ../nbs/40_methods.ipynb #f29e322a
+# %% ../nbs/40_methods.ipynb #a002da29
 def nearest(name: str, known: list[str]) -> str:
     "Part of a sentence that offers the names closest to a mistyped one."
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    close = difflib.get_close_matches(name[:100], known, n=3, cutoff=0.4)
     return f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(known)}."
 
 
 def method(name: str) -> Method:
     "The method of a name. Raises DataError with the nearest names."
     known = all_methods()
-    if name not in known:
-        raise DataError(f"unknown method {name!r}{nearest(name, list(known))}")
+    if not isinstance(name, str) or name not in known:
+        raise DataError(f"unknown method {name!r}{nearest(str(name), list(known))}")
     return known[name]
 
 # %% ../nbs/40_methods.ipynb #c452d9f7

@@ -9,10 +9,10 @@ __all__ = ['SCHEMA', 'PAPER_ONLY', 'PROFILES', 'ASSETS', 'Profile', 'Run', 'chec
            'run_stack', 'describe', 'to_json', 'canonical', 'peak_memory_mb', 'versions', 'Unfinished', 'forget',
            'execute', 'profile_folder', 'job_path', 'notebook_path', 'read_record', 'finished', 'run_once',
            'default_outputs', 'check_writable', 'run_from', 'grid', 'cost', 'Outcome', 'template_path', 'from_here',
-           'parameters_of', 'child_command', 'child', 'child_environment', 'last_line', 'run_child', 'is_done',
-           'missing', 'memory_need_mb', 'fitting_workers', 'to_stderr', 'run_grid', 'claims', 'manifest']
+           'parameters_of', 'child_command', 'as_yaml', 'child', 'child_environment', 'last_line', 'run_child',
+           'is_done', 'missing', 'memory_need_mb', 'fitting_workers', 'to_stderr', 'run_grid', 'claims', 'manifest']
 
-# %% ../nbs/41_runner.ipynb #3d6cd037
+# %% ../nbs/41_runner.ipynb #e0f91d83
 import ast
 import functools
 import hashlib
@@ -40,12 +40,12 @@ import torch
 from torch import Tensor
 
 from .candidates import SETTINGS, CandidateSpec
-from .data import SCRATCH, DataError, atomic_write, cached_official, download_official, load_dialogues
+from .data import SCRATCH, DataError, atomic_write, cached_official, download_official, load_dialogues, load_json
 from .env import Env, Splits, make_envs
 from .features import KINDS, Features, embedded_path, load_features
 from .jobs import Children, Lock, Terminated, affordable_workers, at_work, available_memory_mb, lock, terminable
 from .methods import TRAINERS, Method, all_methods, configure, method, nearest, train
-from .metrics import dialogue_standard_error, evaluate, per_state
+from .metrics import METRICS, dialogue_standard_error, evaluate, per_state
 from .policy import all_log_probs
 from .ppo import PPOConfig, Trained
 
@@ -115,11 +115,11 @@ def check_values(owner: object, values: Mapping[str, object], where: str) -> Non
             text = nearest(str(value), allowed) if allowed else f"; expected {getattr(hints[name], '__name__', hints[name])}."
             raise DataError(f"{where}: parameter {name!r} cannot be {value!r}{text}")
 
-# %% ../nbs/41_runner.ipynb #ee2cc5be
+# %% ../nbs/41_runner.ipynb #fa92aeaa
 def one_of(what: str, name: str, known: Iterable[str]) -> str:
     "The name itself. Raises DataError with the nearest names if it is not known."
     known = list(known)
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise DataError(f"unknown {what} {name!r}{nearest(str(name), known)}")
     return name
 
@@ -131,8 +131,8 @@ def resolve(run: Run) -> tuple[Method, CandidateSpec]:
     """
     row, spec = method(run.method), SETTINGS[one_of("setting", run.setting, SETTINGS)]
     profile = PROFILES[one_of("profile", run.profile, PROFILES)]
-    if not run.seeds or any(isinstance(s, bool) or not isinstance(s, int) or s < 0 for s in run.seeds) or len(set(run.seeds)) < len(run.seeds):
-        raise DataError(f"seeds must be different whole numbers from 0 up, got {list(run.seeds)}.")
+    if not 0 < len(run.seeds) <= 10_000 or any(isinstance(s, bool) or not isinstance(s, int) or not 0 <= s < 2 ** 63 for s in run.seeds) or len(set(run.seeds)) < len(run.seeds):
+        raise DataError(f"seeds must be different whole numbers from 0 to 2⁶³ − 1, at most 10000 of them, got {list(run.seeds[:20])}.")
     names = [{f.name for f in fields(part)} - {"name"} for part in (row.config, row.env, spec)]
     for name in run.overrides:
         if not any(name in group for group in names):
@@ -270,12 +270,12 @@ def features_path(data: str = "auto", download: bool = False, report: Callable[[
         raise DataError(f"{data}: no such file, and not one of the names embedded, wow, chitchat{nearest(data, ['embedded', 'wow', 'chitchat']) if '/' not in data else '; check the path.'}")
     return path if path.suffix == ".safetensors" else build_once(path, path.stem, report)
 
-# %% ../nbs/41_runner.ipynb #a5a7c11b
+# %% ../nbs/41_runner.ipynb #9dd45729
 def pick_device(name: str) -> torch.device:
     "'cpu', 'cuda', 'cuda:n' or 'auto' as a device. Raises DataError if it does not exist on this machine."
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", str(name)):
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,4})?", str(name)):
         raise DataError(f"unknown device {name!r}: use cpu, cuda, cuda:0, cuda:1 … or auto.")
     count = torch.cuda.device_count() if name != "cpu" else 0
     if name != "cpu" and int(name.partition(":")[2] or 0) >= count:
@@ -463,15 +463,27 @@ def notebook_path(outputs: Path, run: Run) -> Path:
     "Where the executed notebook of a run lies."
     return outputs / "notebooks" / job_path(outputs, run).relative_to(outputs / "runs").with_suffix(".ipynb")
 
-# %% ../nbs/41_runner.ipynb #ad9c6432
+# %% ../nbs/41_runner.ipynb #6b780182
 def read_record(path: Path) -> dict | None:
-    "A record, or None if the file is missing, is no JSON or is not a record of this schema."
+    "A record, or None if the file is missing, is no JSON or is not a complete record of this schema."
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = load_json(path)
+    except DataError:
         return None
-    complete = isinstance(record, dict) and record.get("schema") == SCHEMA and isinstance(record.get("results"), list)
-    return record if complete and len(record["results"]) == len(record["seeds"]) else None
+    return record if _complete(record) else None
+
+
+def _complete(record: object) -> bool:
+    "Whether a record holds all that tables and the manifest read, of the right type and of a size that can be drawn."
+    fits = lambda owner, **kinds: isinstance(owner, dict) and all(type(owner.get(name)) is kind for name, kind in kinds.items())
+    texts = dict.fromkeys(("method", "setting", "profile", "title", "key", "code_sha256", "data_sha256"), str)
+    if not fits(record, seeds=list, results=list, data=dict, **texts) or record.get("schema") != SCHEMA or not fits(record["data"], name=str, sha256=str, exchanges=int, dialogues=int):
+        return False
+    if not record["seeds"] or not all(type(s) is int and 0 <= s < 2 ** 63 for s in record["seeds"]) or not all(fits(r, seed=int, test=dict) for r in record["results"]):
+        return False
+    numbers = [v for r in record["results"] for v in r["test"].values()]
+    return ([r["seed"] for r in record["results"]] == record["seeds"] and all("good" in r["test"] and set(r["test"]) <= set(METRICS) for r in record["results"])
+            and all(v is None or type(v) in (int, float) and abs(v) <= 1e6 for v in numbers))
 
 
 def finished(outputs: Path, run: Run, features_sha256: str) -> dict | None:
@@ -509,7 +521,7 @@ def check_writable(outputs: Path) -> None:
     atomic_write(probe, b"\0" * 4096)
     probe.unlink(missing_ok=True)
 
-# %% ../nbs/41_runner.ipynb #9afa9744
+# %% ../nbs/41_runner.ipynb #0a08728e
 def run_from(parameters: Mapping[str, object]) -> Run:
     """A `Run` from loosely typed parameters: `seeds` n means 0 … n-1, `overrides` may be JSON text.
 
@@ -521,8 +533,8 @@ def run_from(parameters: Mapping[str, object]) -> Run:
     values = dict(parameters)
     seeds = values.get("seeds", PROFILES[one_of("profile", str(values.get("profile", "quick")), PROFILES)].seeds)
     if isinstance(seeds, int) and not isinstance(seeds, bool):
-        if seeds < 1:
-            raise DataError(f"seeds is the number of seeds (at least 1) or a list of them, got {seeds}.")
+        if not 1 <= seeds <= 10_000:
+            raise DataError(f"seeds is the number of seeds (at least 1, at most 10000) or a list of them, got {seeds}.")
         seeds = range(seeds)
     if not isinstance(seeds, Iterable) or isinstance(seeds, str):
         raise DataError(f"seeds is the number of seeds (at least 1) or a list of them, got {seeds!r}.")
@@ -530,7 +542,7 @@ def run_from(parameters: Mapping[str, object]) -> Run:
     if isinstance(overrides, str):
         try:
             overrides = json.loads(overrides)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"overrides is not JSON ({error}): write {{\"epochs\": 3}}.") from None
     if not isinstance(overrides, Mapping):
         raise DataError(f"overrides must name parameters and values, like {{\"epochs\": 3}}, got {overrides!r}.")
@@ -579,7 +591,7 @@ def template_path(name: str = "method") -> Path:
             return path
     raise DataError(f"the notebook template {name}.ipynb was found neither at {beside} nor at {installed}; run with --no-notebooks.")
 
-# %% ../nbs/41_runner.ipynb #41c5764f
+# %% ../nbs/41_runner.ipynb #c138651d
 def from_here(path: Path) -> str:
     "A path below the current folder relative to it, any other absolute: a notebook to be shared should not name a machine's folders."
     path, here = path.resolve(), Path.cwd()
@@ -596,7 +608,14 @@ def child_command(run: Run, outputs: Path, notebook: Path | None, texts: str = "
     text = json.dumps(parameters_of(run, outputs, texts), default=list)
     if notebook is None:
         return [sys.executable, "-c", "import sys; from dualppo.runner import child; sys.exit(child(sys.argv[1]))", text]
-    return [sys.executable, "-m", "papermill", from_here(template_path()), str(notebook), "-k", "python3", "--no-progress-bar", "-y", text]
+    literal = lambda path: str(path).replace("{", "{{").replace("}", "}}")  # papermill fills braces in paths
+    return [sys.executable, "-m", "papermill", literal(from_here(template_path())), literal(notebook), "-k", "python3", "--no-progress-bar", "-y", as_yaml(parameters_of(run, outputs, texts))]
+
+
+def as_yaml(parameters: Mapping[str, object]) -> str:
+    "JSON that papermill's YAML reads as the same values: it takes 1e-05 for a text, and a pair of escapes for two half characters."
+    values = dict(parameters) | {"overrides": json.dumps(parameters["overrides"], default=list) if parameters["overrides"] else {}}
+    return re.sub(r"[^\x20-\x7e]", lambda m: f"\\U{ord(m[0]):08x}", json.dumps(values, default=list, ensure_ascii=False))
 
 
 def child(text: str) -> int:
