@@ -12,6 +12,7 @@ settings = ConfigParser(delimiters=["="], interpolation=None)
 settings.read(HERE / "settings.ini", encoding="utf-8")
 cfg = settings["DEFAULT"]
 extras = {key.removesuffix("_requirements"): cfg[key].split() for key in cfg if key.endswith("_requirements")}
+files = lambda pattern: sorted(str(p.relative_to(HERE)) for p in HERE.glob(pattern))
 extras["all"] = sorted({need for name, needs in extras.items() if name != "dev" for need in needs})
 
 setup(
@@ -42,9 +43,11 @@ setup(
     python_requires=f">={cfg['min_python']}",
     packages=[cfg["lib_path"]],
     package_data={cfg["lib_path"]: ["assets/*", "py.typed"]},
+    # The papermill templates and the workflow travel with an installed package, so that `dualppo reproduce` runs without a clone.
     data_files=[
-        # The papermill templates travel with an installed package, so that `dualppo reproduce` runs without a clone.
-        ("share/dualppo/runs", sorted(str(p.relative_to(HERE)) for p in (HERE / "nbs" / "runs").glob("*.ipynb"))),
+        ("share/dualppo/runs", files("nbs/runs/*.ipynb")),
+        ("share/dualppo/workflow", files("workflow/Snakefile")),
+        *((f"share/dualppo/workflow/profiles/{name}", files(f"workflow/profiles/{name}/config.yaml")) for name in ("local", "slurm")),
     ],
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
