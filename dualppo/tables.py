@@ -457,7 +457,7 @@ def readme_sections(published: Path) -> dict[str, str]:
     tables = "\n\n".join(to_markdown(build_table(name, records)).strip() for name in TITLES)
     return {"tables": tables, "findings": "\n".join(f"- {line}" for line in findings(records))}
 
-# %% ../nbs/42_tables.ipynb #ca95703f
+# %% ../nbs/42_tables.ipynb #f2b2a735
 def findings(records: Sequence[Mapping]) -> list[str]:
     "What the runs say about the questions the paper raises; each sentence is left out if its runs are missing."
     s = summarise(records)
@@ -472,6 +472,7 @@ def findings(records: Sequence[Mapping]) -> list[str]:
         lambda: f"**What training adds.** Stress, average reward: similarity + mask {text('similarity_mask', 'average_reward')}, dual-objective PPO with Table 1's γ {text('dual_ppo', 'average_reward')}, "
                 f"with γ = 0 {text('dual_ppo_bandit', 'average_reward')}, with the exact baseline {text('dual_ppo_exact', 'average_reward')}; the best possible is {text('oracle', 'average_reward')}.",
         lambda: f"**One offset vector**, the same 384 numbers for every state, reaches {text('offset', 'average_reward')}.",
+        lambda: f"**Nothing sampled**: the same network, trained by the exact gradient with the same number of updates, reaches {text('exact_gradient', 'average_reward')}.",
         lambda: f"**Learned against fixed weights** (bandit): {text('dual_ppo_bandit', 'average_reward')} against {text('fixed_weights_bandit', 'average_reward')} average reward, "
                 f"harmfulness {text('dual_ppo_bandit', 'harm')} against {text('fixed_weights_bandit', 'harm')}.",
         lambda: f"**Rewarding helpfulness alone**: harmfulness {text('so_ppo_bandit', 'harm')} against {text('similarity', 'harm')} before training and {text('sft', 'harm')} for SFT.",
