@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Config', 'TRAINERS', 'DUAL', 'OFFSET_LR', 'Method', 'all_methods', 'nearest', 'method', 'configure', 'train']
 
-# %% ../nbs/40_methods.ipynb #63bdf37c
+# %% ../nbs/40_methods.ipynb #92025687
 import difflib
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -53,7 +54,8 @@ def _with_modes(name: str, title: str, about: str, config: PPOConfig, tables: tu
 def _control(name: str, title: str, about: str) -> Method:
     return Method(name, title, about, Control(name), tables=("table2",))
 
-# %% ../nbs/40_methods.ipynb #411cc0eb
+# %% ../nbs/40_methods.ipynb #7f70c513
+@functools.cache
 def all_methods() -> dict[str, Method]:
     "Every method by name, in the order of the tables."
     rows = [

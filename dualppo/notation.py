@@ -20,7 +20,7 @@ class Symbol:
     test: str
     notebook: str
 
-# %% ../nbs/00_notation.ipynb #c8c12fb1
+# %% ../nbs/00_notation.ipynb #38aff118
 SYMBOLS = (
     Symbol(r"x_t", "exchange: query, knowledge, reference", "§4.A", "data.Exchange", "test_data.py::test_split_is_grouped_deterministic_and_near_its_target", "01_data"),
     Symbol(r"m_i", "place of a dialogue in the 70/15/15 split", "§4.A", "data.split_by_dialogue", "test_data.py::test_split_is_grouped_deterministic_and_near_its_target", "01_data"),
@@ -47,7 +47,7 @@ SYMBOLS = (
     Symbol(r"\partial U(\theta'(w)) / \partial w_k", "hypergradient", "ours, A14", "weights.Hypergradient", "test_ready_made.py::test_07_hypergradient_identity", "0c_weights"),
     Symbol(r"\lambda", "Lagrange multiplier of a harm budget", "baseline 3, A9", "weights.Lagrangian", "test_ready_made.py::test_09_multiplier_rises_iff_cost_exceeds_the_budget", "0c_weights"),
     Symbol(r"\pi^\ast_\theta", "Algorithm 1", "§3.E", "ppo.train_ppo", "test_core.py::test_training_is_a_pure_function_of_its_seed", "0d_ppo"),
-    Symbol(r"\partial L / \partial u", "the update in closed form", "ours", "closed_form.policy_step", "test_core.py::test_closed_form_equals_autograd", "0e_closed_form"),
+    Symbol(r"\partial L / \partial u", "the update in closed form", "ours", "closed_form.logit_gradient", "test_core.py::test_closed_form_equals_autograd", "0e_closed_form"),
     Symbol(r"\mathcal L_{\text{DPO}}", "baseline 2", "Table 2", "baselines.dpo_loss", "test_ready_made.py::test_15_dpo_optimum", "20_baselines"),
     Symbol(r"\text{Helpfulness \%}", "mass on replies the judge calls good", "§4.D", "judges.AttributionJudge", "test_core.py::test_metrics_are_exact_expectations", "30_judges"),
     Symbol(r"\text{Harmfulness \%}, \tau_{\text{metric}}", "mass above the metric threshold, graded by another classifier", "§4.D", "metrics.per_state", "test_core.py::test_metrics_are_exact_expectations", "31_metrics"),
