@@ -280,9 +280,10 @@ def descendants(pid: int) -> set[int]:
 
 @contextmanager
 def started(argv: list[str]) -> Iterator[subprocess.Popen]:
-    """The real command in its own process."""
+    """The real command in its own process, which hears Ctrl-C even where the tests run in the background and do not."""
     process = subprocess.Popen([sys.executable, "-c", "import sys; from dualppo.cli import main; sys.exit(main(sys.argv[1:]))", *argv],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=runner.child_environment())
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=runner.child_environment(),
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     try:
         yield process
     finally:

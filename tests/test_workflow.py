@@ -76,8 +76,6 @@ def test_a_grid_of_twelve_jobs_survives_kill_9(here):
     assert {path: path.stat().st_mtime_ns for path in kept} == stamps, "a finished seed was made again"
     for run in planned.runs:
         assert canonical(read_record(job_path(planned.outputs, run))) == canonical(execute(run)), run
-    assert {o.status for o in run_workflow(grid)} == {"cached"}
-
     assert rules_of_dry_run(replace(grid, seeds=7)) == {"seed": 2, "record": 2, "runs": 1}
 
 
