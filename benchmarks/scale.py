@@ -16,8 +16,9 @@ from torch.nn.functional import normalize
 from dualppo.candidates import CandidateSpec
 from dualppo.env import EnvConfig, make_envs
 from dualppo.features import REFERENCE, REFUSAL, UNSAFE, Features, Ragged
+from dualppo.front import front
 from dualppo.metrics import evaluate
-from dualppo.oracle import help_at_budget, oracle_log_probs
+from dualppo.oracle import oracle_log_probs
 from dualppo.policy import all_log_probs
 from dualppo.ppo import Learner, PPOConfig
 
@@ -55,7 +56,7 @@ def measure(states: int) -> dict:
     train = kept["candidates and rewards"].train
     learner = Learner(kept["candidates and rewards"], PPOConfig(advantage="bandit", rule="fixed", inner_epochs=1), 0)
     step("training epoch (K = 1)", lambda: learner.improve(learner.sample()))
-    step("oracle and best help at a budget", lambda: (oracle_log_probs(train), help_at_budget(train, 0.1)))
+    step("oracle and exact front", lambda: (oracle_log_probs(train), front(train.p_harm, train.reward[..., 0])))
     step("evaluation", lambda: evaluate(all_log_probs(learner.policy, train), train))
     return {"states": len(train), "candidates": SPEC.n, "pool": len(features.pool), "steps": steps}
 

@@ -37,7 +37,7 @@ from .tables import (Cell, Table, caption, compare, compare_table, comparison_no
                             write_tables)
 from .workflow import Config, check_engine, run_workflow
 
-# %% ../nbs/43_cli.ipynb #af77e6ab
+# %% ../nbs/43_cli.ipynb #bbdf9df9
 @dataclass(frozen=True)
 class Reproduce:
     """Run the paper's grid and print its tables beside yours.
@@ -52,13 +52,13 @@ class Reproduce:
     download: bool = False  # fetch the official Wizard of Wikipedia archive if it is not cached
     workers: str = "auto"  # runs at a time; auto: one per core, on a cluster what its profile says
     engine: Literal["local", "snakemake", "slurm"] = "local"  # who runs the jobs; snakemake and slurm (a cluster) need the extra `workflow`
-    device: str = "cpu"  # cpu, cuda, cuda:1 or auto
+    device: str = "auto"  # a GPU where there is one; cpu, cuda or cuda:1
     methods: tuple[str, ...] = ()  # only these methods (see `dualppo methods`)
     settings: tuple[str, ...] = ()  # only these settings: clean, stress
     notebooks: bool = True  # keep one executed notebook per run (--no-notebooks is faster)
     published: Path | None = None  # results to compare with; default: outputs/published of the repository
 
-# %% ../nbs/43_cli.ipynb #1801e0e8
+# %% ../nbs/43_cli.ipynb #7a95d9d3
 @dataclass(frozen=True)
 class Train:
     """Train one method, print its exact results and store them as JSON.
@@ -71,7 +71,7 @@ class Train:
     seeds: int = 1  # number of seeds: 0 … seeds-1
     profile: Literal["smoke", "quick", "paper"] = "quick"  # whose number of epochs is used unless you set it
     data: str = "auto"  # embedded, wow, chitchat, a features file, or dialogue files
-    device: str = "cpu"  # cpu, cuda, cuda:1 or auto
+    device: str = "auto"  # a GPU where there is one; cpu, cuda or cuda:1
     outputs: Path | None = None  # where the JSON goes; default: outputs/local
     set: tuple[str, ...] = ()  # changes to any parameter, also of the candidates: --set n=10 families=2
 

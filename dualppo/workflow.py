@@ -24,7 +24,7 @@ from .jobs import at_work, lock
 from .runner import (Outcome, Run, check_writable, child_command, describe, features_path, from_here, grid, job_path, last_line, missing,
                             notebook_path, one_of, package_folder, parameters_of, profile_folder, read_record, run_from, to_json)
 
-# %% ../nbs/45_workflow.ipynb #28cf8a24
+# %% ../nbs/45_workflow.ipynb #4aab6187
 @dataclass(frozen=True)
 class Config:
     "What the workflow makes; every field is a key of Snakemake's `config`: `snakemake --config profile=smoke seeds=2`."
@@ -32,7 +32,7 @@ class Config:
     profile: str = "quick"  # smoke, quick or paper
     outputs: str = "outputs/local"  # where results go
     data: str = "embedded"  # embedded, wow, chitchat, a features file, or dialogue files
-    device: str = "cpu"  # cpu, cuda, cuda:1 or auto
+    device: str = "auto"  # a GPU where there is one; cpu, cuda or cuda:1
     methods: tuple[str, ...] = ()  # only these; empty: the profile's
     settings: tuple[str, ...] = ()  # only these; empty: all
     seeds: int = 0  # number of seeds; 0: the profile's. Another number than the profile's goes to runs/custom
