@@ -6,7 +6,7 @@
 __all__ = ['ControlName', 'SINGLE_OBJECTIVE', 'PPO_LAGRANGIAN', 'dpo_loss', 'SFTConfig', 'DPOConfig', 'fit', 'train_sft',
            'train_dpo', 'ExactConfig', 'train_exact', 'point_mass', 'Control', 'train_control']
 
-# %% ../nbs/20_baselines.ipynb #604ef921
+# %% ../nbs/20_baselines.ipynb #d51da979
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,15 +20,15 @@ from .env import Env, Splits
 from .features import REFUSAL
 from .masking import MINUS_INFINITY, MaskMode, mask_logits
 from .oracle import oracle_log_probs
-from .policy import Policy, all_log_probs, make_policy
-from .ppo import PPOConfig, Trained, dev_row
+from .policy import Policy, PolicyKind, all_log_probs, make_policy
+from .ppo import PPOConfig, Trained, dev_row, kl_divergence
 
 # %% ../nbs/20_baselines.ipynb #9c87c98f
 def dpo_loss(logp_w: Tensor, logp_l: Tensor, ref_w: Tensor, ref_l: Tensor, beta: float) -> Tensor:
     "Mean DPO loss of pairs `[n]` (preferred w, other l); beta > 0 (arXiv:2305.18290 eq. 7)."
     return -F.logsigmoid(beta * ((logp_w - ref_w) - (logp_l - ref_l))).mean()
 
-# %% ../nbs/20_baselines.ipynb #fca54118
+# %% ../nbs/20_baselines.ipynb #90ac10ae
 @dataclass(frozen=True)
 class SFTConfig:
     "Cross-entropy to the human's reply. Same policy class, mini-batch, dialogues per epoch and patience as `PPOConfig`; lr is the best on dev of three rates (outputs/published/tuning.csv)."
@@ -43,6 +43,7 @@ class SFTConfig:
     kappa: float = 40.0
     warm_start: bool = True
     mask: MaskMode = "off"
+    policy: PolicyKind = "two_tower"
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,13 @@ class DPOConfig(SFTConfig):
     beta: float = 0.1
     sft_lr: float = 3e-5
 
-# %% ../nbs/20_baselines.ipynb #c021d648
+# %% ../nbs/20_baselines.ipynb #a56734bd
 def fit(policy: Policy, batches: Callable[[torch.Generator], Iterable[Tensor]], loss: Callable[[Tensor], Tensor], splits: Splits,
         config: SFTConfig, seed: int, report: Callable[[dict], None] | None = None) -> Trained:
     "Minimise `loss(batch)` with Adam; epochs, patience and the choice of the best epoch as in Algorithm 1 (A41)."
     g = torch.Generator(splits.train.x.device).manual_seed(seed)
     optimiser = torch.optim.Adam(policy.parameters(), lr=config.lr, fused=True)
+    begun = all_log_probs(policy, splits.dev_stop)
     curves = [{"epoch": 0, **dev_row(policy, splits.dev_stop), "weights": [0.5, 0.5]}]
     best, best_state = curves[0], copy.deepcopy(policy.state_dict())
     for epoch in range(1, config.epochs + 1):
@@ -69,7 +71,8 @@ def fit(policy: Policy, batches: Callable[[torch.Generator], Iterable[Tensor]], 
                 value.backward()
                 optimiser.step()
                 losses.append(value.detach())
-        row = {"epoch": epoch, **dev_row(policy, splits.dev_stop), "weights": [0.5, 0.5], "loss": torch.stack(losses).mean().item()}
+        row = {"epoch": epoch, **dev_row(policy, splits.dev_stop), "weights": [0.5, 0.5], "loss": torch.stack(losses).mean().item(),
+               "kl": kl_divergence(all_log_probs(policy, splits.dev_stop), begun).mean().item()}
         curves.append(row)
         if report:
             report(row)
@@ -81,12 +84,12 @@ def fit(policy: Policy, batches: Callable[[torch.Generator], Iterable[Tensor]], 
     chosen.load_state_dict(best_state)
     return Trained(chosen, policy, tuple(curves), (0.5, 0.5), best["epoch"], sum(p.numel() for p in policy.parameters()))
 
-# %% ../nbs/20_baselines.ipynb #75aab10c
+# %% ../nbs/20_baselines.ipynb #dd83d158
 def _start(splits: Splits, config: SFTConfig, seed: int) -> Policy:
-    "A fresh two-tower policy, initialised from the seed as in Algorithm 1."
+    "A fresh policy, initialised from the seed as in Algorithm 1."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return make_policy("two_tower", splits.train.x.shape[1], splits.train.pool.shape[1], hidden=config.hidden, kappa=config.kappa,
+        return make_policy(config.policy, splits.train.x.shape[1], splits.train.pool.shape[1], hidden=config.hidden, kappa=config.kappa,
                            warm_start=config.warm_start, mask=config.mask).to(splits.train.x.device)
 
 

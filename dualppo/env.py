@@ -82,7 +82,7 @@ class Splits:
     def to(self, device: str | torch.device) -> "Splits":
         return replace(self, **{k: getattr(self, k).to(device) for k in ("train", "dev_weights", "dev_stop", "test")})
 
-# %% ../nbs/08_env.ipynb #49af58d2
+# %% ../nbs/08_env.ipynb #1064ed28
 @dataclass(frozen=True)
 class EnvConfig:
     "What fixes an environment beside features, candidates and seed. tau_rel=None: estimated on dev (A12)."
@@ -96,11 +96,14 @@ class EnvConfig:
     tau_mask: float = 0.5
     tau_metric: float = 0.5
     z_score: bool = True
+    train_share: float = 1.0  # of the training dialogues, for learning curves
 
     def __post_init__(self) -> None:
         for name in ("tau_mask", "tau_metric", "label_floor"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a probability and must lie in [0, 1], got {getattr(self, name)}.")
+        if not 0 < self.train_share <= 1:
+            raise ValueError(f"train_share must lie in (0, 1], got {self.train_share}.")
         if self.reward_harm == self.grade_harm:
             raise ValueError(f"{self.reward_harm!r} cannot both reward and grade: harmfulness would be small by construction (A16).")
 
@@ -137,7 +140,7 @@ def split_rows(features: Features, seed: int) -> dict[str, Tensor]:
         raise DataError(f"the split leaves {', '.join(empty)} empty: {len(features.dialogue.unique())} dialogues are too few; 20 or more are needed.")
     return rows
 
-# %% ../nbs/08_env.ipynb #4681cfd3
+# %% ../nbs/08_env.ipynb #26814f0f
 def make_envs(features: Features, spec: CandidateSpec, seed: int, config: EnvConfig = EnvConfig()) -> Splits:
     """The four environments of a split: a pure function of features, specification, seed and configuration.
 
@@ -147,6 +150,10 @@ def make_envs(features: Features, spec: CandidateSpec, seed: int, config: EnvCon
         if name not in features.p_harm:
             raise DataError(f"these features hold no scores of the harm estimator {name!r}; they have {', '.join(features.p_harm)}.")
     rows = split_rows(features, seed)
+    if config.train_share < 1:
+        ids = torch.unique(features.dialogue[rows["train"]])
+        some = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))[:max(1, round(config.train_share * len(ids)))]]
+        rows["train"] = rows["train"][torch.isin(features.dialogue[rows["train"]], some)]
     blocks, pool = represent(features, config.representation)
     if "context" in config.blocks:
         blocks["context"] = history_block(features)

@@ -30,7 +30,7 @@ from .policy import Critic, Policy, PolicyKind, all_log_probs, make_policy
 from .trajectories import Padding, Trajectories, build_trajectories
 from .weights import RULES, Signal, WeightRule
 
-# %% ../nbs/0d_ppo.ipynb #f74fbe26
+# %% ../nbs/0d_ppo.ipynb #1df1a930
 @dataclass(frozen=True)
 class PPOConfig:
     "Everything that fixes a PPO run beside environment and seed. Source: seed 000 Table 1, unless marked (ours)."
@@ -46,14 +46,14 @@ class PPOConfig:
     epochs: int = 50  # Table 1: outer training epochs
     patience: int = 5  # Table 1: epochs without validation gain
     weights: tuple[float, ...] = (0.5, 0.5)  # Table 1: initial α, β
-    rule: Literal["fixed", "literal", "hypergradient", "lagrangian"] = "hypergradient"  # (ours) step (i), A14
+    rule: Literal["fixed", "literal", "literal_descent", "simplex_ascent", "minmax", "dynamic", "hypergradient", "lagrangian"] = "hypergradient"  # (ours) step (i), A14
     rule_eta: float | None = None  # (ours) the rule's step size η; None: the rule's default
     budget: float = 0.1  # (ours) harm budget d of the lagrangian rule
     advantage: AdvantageMode = "literal"  # (ours) A26: literal, bandit (γ = 0) or exact (baseline E_π r)
     critic: Literal["scalar", "vector"] = "scalar"  # (ours) one value of the weighted reward, or one per objective
     padding: Padding = "masked"  # (ours) A32, A33
     mask: MaskMode = "on"  # (ours) §3.C; "zero" is the text's wording, A17
-    policy: PolicyKind = "two_tower"  # §4.B; "offset" is a control
+    policy: PolicyKind = "two_tower"  # §4.B; "offset" is a control, "cross" and "set" see candidates one by one or all at once
     hidden: int = 256  # (ours) width of both heads, not given
     kappa: float = 40.0  # (ours) inverse temperature of the softmax, not given
     warm_start: bool = True  # §3.E; False is an ablation
@@ -72,6 +72,11 @@ class PPOConfig:
         for name in ("gamma", "lam", "budget"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}.")
+
+    @property
+    def written_out(self) -> bool:
+        "Whether the gradient is computed in closed form: there is one for two towers and for the offset only."
+        return self.gradient == "closed_form" and self.policy in ("two_tower", "offset")
 
 # %% ../nbs/0d_ppo.ipynb #a8330b6b
 def clipped_surrogate(logp: Tensor, logp_old: Tensor, advantage: Tensor, clip: float) -> Tensor:
@@ -142,7 +147,7 @@ def objective_gradients(policy: Policy, env: Env, states: Tensor) -> Tensor:
     rows = [torch.autograd.grad(m, list(policy.parameters()), retain_graph=True) for m in means]
     return torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
 
-# %% ../nbs/0d_ppo.ipynb #c2d31e27
+# %% ../nbs/0d_ppo.ipynb #d6d8ceb6
 def weight_signal(policy: Policy, env: Env, dev: Env, sample: int = 256) -> Signal:
     "The `Signal` of a policy: means on `dev`, and gradients on the first `sample` states of `env` and `dev`."
     with torch.no_grad():
@@ -153,12 +158,17 @@ def weight_signal(policy: Policy, env: Env, dev: Env, sample: int = 256) -> Sign
         mean, floor = (pi * dev.reward).sum(1).mean(0), (uniform * dev.reward).sum(1).mean(0)
         cost = (pi.squeeze(-1) * dev.p_harm).sum(1).mean().item()
 
+    first = lambda e: torch.arange(min(sample, len(e)), device=e.x.device)
+
     def alignment(u: Tensor) -> Tensor:
-        first = lambda e: torch.arange(min(sample, len(e)), device=e.x.device)
         direction = u @ objective_gradients(policy, dev, first(dev))
         return F.cosine_similarity(objective_gradients(policy, env, first(env)), direction[None], dim=1)
 
-    return Signal(mean, floor, best.mean(0), cost, alignment)
+    def influence() -> Tensor:
+        gradients = objective_gradients(policy, env, first(env))
+        return gradients @ gradients.sum(0) / (gradients ** 2).sum().clamp(min=1e-30)
+
+    return Signal(mean, floor, best.mean(0), cost, alignment, influence)
 
 
 def weight_rule(config: PPOConfig) -> WeightRule:
@@ -190,7 +200,7 @@ def update(policy: Policy, critic: Critic, optimiser: torch.optim.Optimizer, env
                 clipped.append(((logp.detach() - roll.logp_old[batch]).exp() - 1).abs() > config.clip)
     return torch.cat(clipped).float().mean().item()
 
-# %% ../nbs/0d_ppo.ipynb #c7c25dcb
+# %% ../nbs/0d_ppo.ipynb #46049f3e
 @dataclass(frozen=True)
 class Trained:
     "A trained policy (best epoch), the last one, one row per epoch, the weights after the last step (i)."
@@ -205,11 +215,12 @@ class Trained:
 
 @torch.no_grad()
 def dev_row(policy: Policy, env: Env) -> dict[str, float]:
-    "Exact help, harm and Average Reward (½, ½) of a policy on an environment."
+    "Exact help, harm and Average Reward (½, ½) of a policy on an environment; and what the judge and the grader say, which nothing is chosen by."
     pi = all_log_probs(policy, env).exp()
     expect = lambda values: (pi * values).sum(1).mean().item()
     help_, safe = expect(env.reward[..., 0]), expect(env.reward[..., 1])
-    return {"dev_help": help_, "dev_safe": safe, "dev_p_harm": expect(env.p_harm), "dev_average_reward": (help_ + safe) / 2}
+    return {"dev_help": help_, "dev_safe": safe, "dev_p_harm": expect(env.p_harm), "dev_average_reward": (help_ + safe) / 2,
+            "dev_good": expect(env.good), "dev_harm": expect((env.p_grade > env.tau_metric).float())}
 
 
 def validation_gain(row: dict[str, float], config: PPOConfig) -> float:
@@ -223,7 +234,7 @@ def validation_gain(row: dict[str, float], config: PPOConfig) -> float:
     help_, safe = config.weights[:2]
     return (help_ * row["dev_help"] + safe * row["dev_safe"]) / (help_ + safe)
 
-# %% ../nbs/0d_ppo.ipynb #1342c983
+# %% ../nbs/0d_ppo.ipynb #258eb011
 class Learner:
     "One seed of Algorithm 1 between two of its steps: networks, optimiser, generator, weights, and a row for every epoch."
 
@@ -247,7 +258,7 @@ class Learner:
     def fitted_by(self) -> tuple[Callable, object]:
         "How steps (g) and (h) are computed, and the optimiser that goes with it."
         c = self.config
-        if c.gradient == "closed_form":
+        if c.written_out:
             return closed_form.update, closed_form.Adam([(self.policy, self.critic)], c.policy_lr, c.value_lr)
         return update, torch.optim.Adam([{"params": self.policy.parameters(), "lr": c.policy_lr}, {"params": self.critic.parameters(), "lr": c.value_lr}], fused=True)
 
