@@ -1,0 +1,77 @@
+"""The ledger's verdicts follow from the evidence, and the evidence from registered comparisons."""
+
+import numpy as np
+import pytest
+
+from dualppo.ledger import Evidence, claimed, compared, first_screen, gather, judged, ledger, printed_numbers, to_markdown
+from dualppo.methods import all_methods
+from dualppo.registration import Analysis, registration
+from dualppo.stats import Answer, Estimate, answers
+
+
+def record(method: str, values: np.ndarray, setting: str = "stress") -> dict:
+    """A run whose three primary metrics are the same numbers, twenty dialogues a seed."""
+    names = ("average_reward", "harm", "good")
+    return {"method": method, "setting": setting,
+            "results": [{"seed": i, "test": dict.fromkeys(names, float(v)), "dialogues": {"states": [2] * 20} | dict.fromkeys(names, [2 * float(v)] * 20)} for i, v in enumerate(values)]}
+
+
+@pytest.fixture(scope="module")
+def base() -> np.ndarray:
+    return np.random.default_rng(0).normal(0.5, 0.02, 10)
+
+
+def evidence(*records: dict, profile: str = "paper") -> Evidence:
+    """The evidence that some records give."""
+    plan = registration()
+    answered = {(a.id, a.setting, a.metric): (profile, a) for s in plan.settings for a in answers(records, plan, s)}
+    return Evidence(plan, {profile: {(r["setting"], r["method"]): r for r in records}}, answered)
+
+
+def test_every_claim_names_a_registered_comparison():
+    plan = registration()
+    questions = {c.id: c for c in plan.comparisons}
+    for _, _, _, question, sign, metric, _ in claimed():
+        c = questions[question]
+        assert Analysis(question, (c.arm, c.base), (metric,)).check(plan) and sign in (1, -1) and {c.arm, c.base} <= set(all_methods())
+
+
+@pytest.mark.parametrize("shift, verdicts", [(0.05, {"C5": {"direction only", "contradicted"}}), (-0.05, {"C5": {"contradicted", "direction only"}}), (0.0, {"C5": {"not found"}})])
+def test_learned_against_fixed(base, shift, verdicts):
+    noise = np.random.default_rng(1).normal(0, 0.001, 10)
+    found = ledger(evidence(record("dual_ppo_bandit", base + shift + noise), record("fixed_weights_bandit", base)))
+    lines = {e.claim: e.verdict for e in found if e.id == "C5" and e.setting == "stress"}
+    assert set(lines.values()) == verdicts["C5"]
+    if shift:
+        assert (lines["learned weights beat fixed ones: reward"] == "direction only") == (shift > 0)
+
+
+def test_padding_that_changes_nothing_contradicts_the_claim(base):
+    found = evidence(record("dual_ppo", base), record("wo_padding_ragged", base))
+    padding = next(e for e in ledger(found) if "padding" in e.claim and e.setting == "stress")
+    assert padding.verdict == "contradicted" and padding.n == "10"
+
+
+def test_what_was_not_run_is_not_claimed(base):
+    found = ledger(evidence(record("dual_ppo", base)))
+    assert {e.verdict for e in found if e.id in ("C2", "C3", "C5")} == {"not yet measured"} and all(not e.ours for e in found if e.verdict == "not yet measured")
+
+
+def test_a_printed_number_is_reproduced_only_if_it_lies_in_the_interval():
+    near = printed_numbers(evidence(record("dual_ppo", np.full(10, 0.71) + np.linspace(-0.01, 0.01, 10))), "stress")
+    assert {e.claim.split(": ")[1]: e.verdict for e in near} == {"Helpfulness %": "not reproducible as specified", "Harmfulness %": "not reproducible as specified", "Avg. reward": "reproduced"}
+
+
+def test_runs_that_were_not_registered_are_marked(base):
+    found = compared("C7", "x", "y", "mask", -1, "harm", "stress", evidence(record("dual_ppo_bandit", base - 0.1), record("wo_mask_bandit", base), profile="quick"), "06_masking")
+    assert found.exploratory and "†" in to_markdown([found]) and found.verdict == "direction only"
+
+
+def test_no_runs_at_all(tmp_path):
+    nothing = gather(tmp_path)
+    assert all("not yet measured" in line for line in first_screen(nothing)) and "|" in to_markdown(ledger(nothing))
+
+
+def test_a_verdict_needs_a_test():
+    answer = Answer("x", "stress", "harm", Estimate(0.5, 0.4, 0.6, 20), 0.2, 0.2, 0.9, "no difference found")
+    assert judged(1, answer) == judged(-1, answer) == "not found"
