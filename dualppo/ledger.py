@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['Entry', 'Evidence', 'gather', 'judged', 'sized', 'compared', 'printed_numbers', 'arithmetic_entries', 'claimed',
-           'ledger', 'to_records', 'first_screen', 'to_markdown']
+           'ledger', 'first_screen', 'to_markdown', 'write_ledger', 'read_ledger', 'ledger_sections']
 
-# %% ../nbs/3a_ledger.ipynb #15560196
+# %% ../nbs/3a_ledger.ipynb #b8e200c1
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .claims import arithmetic, printed_value, verdict
-from .data import DataError
+from .data import DataError, atomic_write
 from .registration import Registration, registration
+from .runner import to_json
 from .stats import Answer, Estimate, answers, by_seed, seed_interval
-from .tables import SHOWN, read_runs
+from .tables import NOT_YET, SHOWN, read_runs
 
 # %% ../nbs/3a_ledger.ipynb #bace989a
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def compared(id: str, claim: str, printed: str, question: str, claimed: int, met
     return Entry(id, claim, printed, sign + value + (" pp" if percent else ""), interval, str(answer.difference.n), setting, judged(claimed, answer), why, notebook,
                  command.replace(evidence.plan.profile, profile), exploratory=profile != evidence.plan.profile)
 
-# %% ../nbs/3a_ledger.ipynb #4e8116ac
+# %% ../nbs/3a_ledger.ipynb #b7ccf5cf
 def printed_numbers(evidence: Evidence, setting: str) -> list[Entry]:
     "C1: the proposed method's three numbers."
     rows = []
@@ -158,11 +160,6 @@ def ledger(evidence: Evidence) -> list[Entry]:
              for setting in settings for id, words, printed, question, sign, metric, notebook in claimed()]
     return [entry for id in ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "ours") for entry in rows if entry.id == id]
 
-
-def to_records(entries: Sequence[Entry]) -> list[dict]:
-    "The ledger as JSON holds it."
-    return [asdict(entry) for entry in entries]
-
 # %% ../nbs/3a_ledger.ipynb #00f27790
 def _told(evidence: Evidence, question: str, setting: str, metric: str, unit: str = "") -> str:
     "A comparison in words."
@@ -194,3 +191,32 @@ def to_markdown(entries: Sequence[Entry]) -> str:
     cell = lambda text: str(text).replace("|", "\\\\|") or "–"
     rows = [[e.id, e.claim, e.setting, e.printed, e.ours, e.interval, e.n, f"**{e.verdict}**" + ("†" if e.exploratory else ""), f"`{e.notebook}`"] for e in entries]
     return "\n".join("| " + " | ".join(map(cell, row)) + " |" for row in [head, ["---"] * len(head), *rows])
+
+# %% ../nbs/3a_ledger.ipynb #201c4437
+def write_ledger(outputs: Path) -> Path:
+    "Compute `claims.json` of an outputs folder: {questions: markdown lines, claims: entries}. Raises DataError if there is no run."
+    evidence = gather(outputs)
+    if not evidence.runs:
+        raise DataError(f"{outputs}: no run of the profiles {evidence.plan.profile} or quick; run dualppo reproduce first.")
+    atomic_write(outputs / "claims.json", to_json({"questions": first_screen(evidence), "claims": [asdict(entry) for entry in ledger(evidence)]}))
+    return outputs / "claims.json"
+
+
+def read_ledger(outputs: Path) -> tuple[list[str], list[Entry]]:
+    "Questions and entries of `claims.json`; empty if there is none. Raises DataError if it is not a ledger."
+    path = outputs / "claims.json"
+    if not path.is_file():
+        return [], []
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return list(map(str, kept["questions"])), [Entry(**entry) for entry in kept["claims"]]
+    except (ValueError, LookupError, TypeError) as error:
+        raise DataError(f"{path}: not a ledger ({error}); write it again with dualppo report.") from None
+
+
+def ledger_sections(published: Path) -> dict[str, str]:
+    "What stands between the README's markers `questions` and `ledger`, as markdown."
+    questions, entries = read_ledger(published)
+    if not entries:
+        return {"questions": NOT_YET, "ledger": NOT_YET}
+    return {"questions": "\n".join(f"- {line}" for line in questions), "ledger": to_markdown(entries)}

@@ -15,7 +15,7 @@ import pandas as pd
 
 from .runner import Run, job_path, one_of, read_record
 
-# %% ../nbs/39_studies.ipynb #851ed617
+# %% ../nbs/39_studies.ipynb #3dbb3829
 @dataclass(frozen=True)
 class Study:
     "A question, and the runs that answer it: label → (method, overrides), all on the same `setting` and `seeds`."
@@ -32,9 +32,9 @@ class Study:
         return {label: Run(method, self.setting, self.seeds, self.profile, data, device, dict(overrides)) for label, (method, overrides) in self.variants.items()}
 
 
-def records_of(study: Study, outputs: Path) -> dict[str, dict]:
+def records_of(study: Study, outputs: Path, data: str = "embedded") -> dict[str, dict]:
     "Label → record of the runs of a study that are there."
-    found = {label: read_record(job_path(outputs, run)) for label, run in study.runs().items()}
+    found = {label: read_record(job_path(outputs, run)) for label, run in study.runs(data).items()}
     return {label: record for label, record in found.items() if record}
 
 def summary(study: Study, outputs: Path, metrics: tuple[str, ...] = ("average_reward", "help", "p_harm", "harm", "good"), which: str = "test") -> pd.DataFrame:

@@ -75,3 +75,8 @@ def test_no_runs_at_all(tmp_path):
 def test_a_verdict_needs_a_test():
     answer = Answer("x", "stress", "harm", Estimate(0.5, 0.4, 0.6, 20), 0.2, 0.2, 0.9, "no difference found")
     assert judged(1, answer) == judged(-1, answer) == "not found"
+
+
+def test_a_report_of_nothing_is_one_sentence(tmp_path, capsys):
+    from dualppo.cli import main
+    assert main(["report", "--outputs", str(tmp_path)]) == 2 and "no run of the profiles" in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -1,0 +1,36 @@
+"""Studies run like every other grid, and what is missing is not shown."""
+
+import pytest
+from toys import write_toy
+
+from dualppo.cli import main
+from dualppo.data import DataError
+from dualppo.registration import Analysis, registration
+from dualppo.runner import resolve, run_grid
+from dualppo.studies import STUDIES, Study, records_of, study, summary
+
+TINY = Study("tiny", "Does it run?", {"none": ("random", {}), "ten": ("similarity", {"n": 14})}, seeds=(0,), profile="smoke")
+
+
+def test_every_variant_can_be_run_and_calls_itself_exploratory():
+    plan = registration()
+    for one in STUDIES.values():
+        for run in one.runs().values():
+            resolve(run)
+            assert run.seeds != plan.arms.get(run.method) and (run.overrides or run.profile != plan.profile), "a study never fills a registered cell"
+        assert Analysis(one.name, tuple(one.variants), plan.primary, exploratory=True).check(plan)
+
+
+def test_a_study_is_run_and_read_back(tmp_path):
+    toy = str(write_toy(tmp_path / "toy.safetensors", dialogues=440, turns=2))
+    runs = TINY.runs(toy, "cpu")
+    assert summary(TINY, tmp_path).empty
+    assert {o.status for o in run_grid([runs["ten"]], tmp_path, notebooks=False)} == {"done"}
+    found = records_of(TINY, tmp_path, toy)
+    assert set(found) == {"ten"} and found["ten"]["config"]["candidates"]["n"] == 14 and len(found["ten"]["results"]) == 1
+
+
+def test_an_unknown_study_is_named(capsys):
+    with pytest.raises(DataError, match="weights"):
+        study("weihgts")
+    assert main(["study", "weihgts"]) == 2 and "weights" in capsys.readouterr().err
