@@ -41,7 +41,7 @@ from .tables import (Cell, Table, caption, compare, compare_table, comparison_no
                             write_tables)
 from .workflow import Config, check_engine, run_workflow
 
-# %% ../nbs/43_cli.ipynb #4ba11fe8
+# %% ../nbs/43_cli.ipynb #cdc52a75
 @dataclass(frozen=True)
 class Reproduce:
     """Run the paper's grid and print its tables beside yours.
@@ -50,7 +50,7 @@ class Reproduce:
     OUTPUTS/notebooks (one executed notebook per run), OUTPUTS/tables, OUTPUTS/figures.
     """
 
-    profile: Literal["smoke", "quick", "paper"] = "quick"  # smoke: about a minute; quick: 3 seeds, 12 short epochs; paper: 10 or 20 seeds, 50 epochs
+    profile: Literal["smoke", "quick", "paper"] = "quick"  # smoke: about a minute; quick: 3 seeds, 12 short epochs; paper: 12 or 20 seeds, 50 epochs
     outputs: Path | None = None  # where results go; default: outputs/local
     data: str = "auto"  # embedded, wow (official archive), chitchat, a features file, or dialogue files; auto: wow if cached, else embedded
     download: bool = False  # fetch the official Wizard of Wikipedia archive if it is not cached

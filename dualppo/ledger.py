@@ -73,7 +73,7 @@ def gather(outputs: Path, plan: Registration | None = None) -> Evidence:
                 answered.setdefault((one.id, one.setting, one.metric), (profile, one))
     return Evidence(plan, runs, answered)
 
-# %% ../nbs/3a_ledger.ipynb #ff246597
+# %% ../nbs/3a_ledger.ipynb #00573ea0
 _SIGN = {"larger": 1, "smaller": -1}
 
 
@@ -83,7 +83,7 @@ def judged(claimed: int, answer: Answer) -> str:
         return "direction only" if claimed == _SIGN[answer.verdict] else "contradicted"
     if answer.verdict == "equivalent":
         return "reproduced" if claimed == 0 else "contradicted"
-    return "not found"
+    return "too few seeds to tell" if answer.verdict == "too few seeds to tell" else "not found"
 
 
 def sized(estimate: Estimate, scale: float = 1.0) -> tuple[str, str]:

@@ -51,7 +51,7 @@ from .ppo import PPOConfig, Trained
 
 SCHEMA = "dualppo-run/1"
 
-# %% ../nbs/41_runner.ipynb #65f81d13
+# %% ../nbs/41_runner.ipynb #04e9160d
 @dataclass(frozen=True)
 class Profile:
     "How much is run: number of `seeds` (of a `HEADLINE` method: `headline`), `overrides` of every method that has such a field, `methods` (None: all)."
@@ -76,7 +76,7 @@ PROFILES = {profile.name: profile for profile in (
             ("similarity", "similarity_mask", "sft", "dual_ppo", "dual_ppo_bandit", "wo_mask_bandit")),
     Profile("quick", "3 seeds, 12 epochs of 340 dialogues, no early stop: under 20 minutes on two cores", 3,
             (("epochs", 12), ("patience", 12), ("dialogues_per_epoch", 340)), tuple(n for n in all_methods() if n not in PAPER_ONLY)),
-    Profile("paper", "Table 1's 50 epochs with patience 5, 20 seeds of the headline methods and 10 of the others: hours", 10, headline=20),
+    Profile("paper", "Table 1's 50 epochs with patience 5, 20 seeds of the headline methods and 12 of the others: hours", 12, headline=20),
 )}
 
 # %% ../nbs/41_runner.ipynb #b7f19a10

@@ -136,7 +136,7 @@ def paired_interval(arm: Mapping, base: Mapping, metric: str) -> Estimate:
     seeds = [seed for seed in a if seed in b]
     return hierarchical_interval([a[s]["states"] for s in seeds], [np.subtract(a[s][metric], b[s][metric]) for s in seeds])
 
-# %% ../nbs/36_stats.ipynb #c71ca751
+# %% ../nbs/36_stats.ipynb #34f35e31
 @dataclass(frozen=True)
 class Answer:
     "A registered comparison on one setting and metric: mean difference arm − base, p (Holm's for differences), and the verdict."
@@ -148,7 +148,7 @@ class Answer:
     p: float
     adjusted: float
     better: float  # probability that a run of the arm has the larger value
-    verdict: str   # "larger", "smaller", "no difference found"; "equivalent", "not shown to be equivalent"
+    verdict: str   # "larger", "smaller", "no difference found", "too few seeds to tell"; "equivalent", "not shown to be equivalent"
 
 
 def answers(records: Sequence[Mapping], plan: Registration, setting: str) -> list[Answer]:
@@ -162,12 +162,14 @@ def answers(records: Sequence[Mapping], plan: Registration, setting: str) -> lis
                 rows.append((c, metric, paired_interval(runs[c.arm], runs[c.base], metric), p, probability_of_improvement(x, y)))
     tests = [i for i, (c, *_) in enumerate(rows) if c.kind == "difference"]
     adjusted = dict(zip(tests, holm([rows[i][3] for i in tests])))
-    return [Answer(c.id, setting, metric, difference, p, adjusted.get(i, p), better, _verdict(c.kind, difference.value, adjusted.get(i, p), plan.level))
+    return [Answer(c.id, setting, metric, difference, p, adjusted.get(i, p), better, _verdict(c.kind, difference, adjusted.get(i, p), plan.level))
             for i, (c, metric, difference, p, better) in enumerate(rows)]
 
 
-def _verdict(kind: str, difference: float, p: float, level: float) -> str:
-    "What a p-value lets one say."
+def _verdict(kind: str, difference: Estimate, p: float, level: float) -> str:
+    "What a p-value lets one say; a permutation test of n signs cannot go below 2/2^n."
     if kind == "equivalence":
         return "equivalent" if p < level else "not shown to be equivalent"
-    return "no difference found" if p >= level else "larger" if difference > 0 else "smaller"
+    if p >= level:
+        return "too few seeds to tell" if 2 / 2 ** difference.n >= level else "no difference found"
+    return "larger" if difference.value > 0 else "smaller"

@@ -68,11 +68,11 @@ _ON = {"policy_lr": 1e-4, "value_lr": 3e-4, "epochs": 30, "patience": 30}
 HACKING = Study("hacking", "What happens to judge and grader while the proxy reward rises?",
                 {"single objective": ("so_ppo_bandit", _ON), "both objectives, no mask": ("wo_mask_bandit", _ON), "both objectives, mask": ("dual_ppo_bandit", _ON)})
 
-# %% ../nbs/39_studies.ipynb #fbd71c67
+# %% ../nbs/39_studies.ipynb #271b7b43
 ONE_BY_ONE: dict[str, tuple[object, ...]] = {
     "tau_mask": (0.05, 0.1, 0.3, 0.7, 0.9), "kappa": (10.0, 20.0, 80.0), "hidden": (64, 512), "inner_epochs": (1, 8), "minibatch": (128,),
     "kl_coef": (0.02, 0.2), "entropy_coef": (0.003, 0.03), "z_score": (False,), "warm_start": (False,),
-    "n": (14, 50), "base_rate": (0.0, 1.0), "families": (1,), "unsafe": (0,)}
+    "n": (30, 50), "base_rate": (0.0, 1.0), "families": (1,), "unsafe": (0,)}
 
 SENSITIVITY = Study("sensitivity", "Which of the numbers that the paper does not give matters?",
                     {"unchanged": ("dual_ppo_bandit", {})}

@@ -9,7 +9,7 @@ from dualppo.registration import Analysis, registration
 from dualppo.runner import resolve, run_grid
 from dualppo.studies import STUDIES, Study, records_of, study, summary
 
-TINY = Study("tiny", "Does it run?", {"none": ("random", {}), "ten": ("similarity", {"n": 14})}, seeds=(0,), profile="smoke")
+TINY = Study("tiny", "Does it run?", {"none": ("random", {}), "ten": ("similarity", {"n": 30})}, seeds=(0,), profile="smoke")
 
 
 def test_every_variant_can_be_run_and_calls_itself_exploratory():
@@ -27,7 +27,7 @@ def test_a_study_is_run_and_read_back(tmp_path):
     assert summary(TINY, tmp_path).empty
     assert {o.status for o in run_grid([runs["ten"]], tmp_path, notebooks=False)} == {"done"}
     found = records_of(TINY, tmp_path, toy)
-    assert set(found) == {"ten"} and found["ten"]["config"]["candidates"]["n"] == 14 and len(found["ten"]["results"]) == 1
+    assert set(found) == {"ten"} and found["ten"]["config"]["candidates"]["n"] == 30 and len(found["ten"]["results"]) == 1
 
 
 def test_an_unknown_study_is_named(capsys):
