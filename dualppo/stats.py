@@ -7,7 +7,8 @@ __all__ = ['Estimate', 'iqm', 'seed_interval', 'stratified_interval', 'probabili
            'Components', 'variance_components', 'paired_permutation', 'holm', 'tost', 'clopper_pearson', 'items_needed',
            'by_seed', 'paired', 'paired_interval', 'Answer', 'answers']
 
-# %% ../nbs/36_stats.ipynb #b0021b14
+# %% ../nbs/36_stats.ipynb #7a52c16b
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,18 +55,22 @@ def probability_of_improvement(x: Sequence[float], y: Sequence[float]) -> float:
     "P(a run of x is better than a run of y), ties count half: Mann-Whitney's U as a share (arXiv:2108.13264)."
     return float(stats.mannwhitneyu(x, y).statistic / (len(x) * len(y)))
 
-# %% ../nbs/36_stats.ipynb #f6d598c6
+# %% ../nbs/36_stats.ipynb #2b2dffba
+@functools.lru_cache(maxsize=2)
+def _dialogue_draws(dialogues: tuple[int, ...], draws: int) -> tuple[np.ndarray, ...]:
+    "How often each dialogue is drawn `[draws, dialogues]`, per seed; the same for all arms and metrics, so it is kept."
+    g = np.random.default_rng(0)
+    return tuple(g.multinomial(count, np.full(count, 1 / count), size=draws).astype(np.float32) for count in dialogues)
+
+
 def hierarchical_interval(states: Sequence[Sequence[int]], sums: Sequence[Sequence[float]], draws: int = 2000, level: float = 0.95) -> Estimate:
     "Mean over states with an interval over seeds and, within seeds, dialogues; states and sums: one list per seed, one entry per dialogue."
-    g = np.random.default_rng(0)
-    n, s = ([np.asarray(part, float) for part in parts] for parts in (states, sums))
-    within = []
-    for count, total in zip(n, s):
-        drawn = g.multinomial(len(count), np.full(len(count), 1 / len(count)), size=draws)
-        within.append(drawn @ total / (drawn @ count))
-    means = np.array(within)[g.integers(len(n), size=(draws, len(n))), np.arange(draws)[:, None]].mean(1)
+    g = np.random.default_rng(1)
+    n, s = ([np.asarray(part, np.float32) for part in parts] for parts in (states, sums))
+    within = [drawn @ total / (drawn @ count) for drawn, count, total in zip(_dialogue_draws(tuple(map(len, n)), draws), n, s)]
+    means = np.array(within, float)[g.integers(len(n), size=(draws, len(n))), np.arange(draws)[:, None]].mean(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(float(np.mean([total.sum() / count.sum() for count, total in zip(n, s)])), float(low), float(high), len(n))
+    return Estimate(float(np.mean([total.sum(dtype=float) / count.sum(dtype=float) for count, total in zip(n, s)])), float(low), float(high), len(n))
 
 
 @dataclass(frozen=True)

@@ -62,11 +62,12 @@ CLASS = Study("class", "How much of the distance to the oracle is policy class, 
               {f"{policy}, {share:.0%} of the dialogues": ("exact_gradient", _EXACT | {"policy": policy, "lr": rate, "train_share": share})
                for policy, rate in RATES.items() for share in ((1.0,) if policy == "offset" else (0.1, 0.3, 1.0))})
 
-# %% ../nbs/39_studies.ipynb #18593a9e
-_ON = {"policy_lr": 1e-4, "value_lr": 3e-4, "epochs": 30, "patience": 30}
+# %% ../nbs/39_studies.ipynb #862d1522
+_ON = {"epochs": 30, "patience": 30}
 
 HACKING = Study("hacking", "What happens to judge and grader while the proxy reward rises?",
-                {"single objective": ("so_ppo_bandit", _ON), "both objectives, no mask": ("wo_mask_bandit", _ON), "both objectives, mask": ("dual_ppo_bandit", _ON)})
+                {"help alone, PPO": ("so_ppo_bandit", _ON), "both, PPO": ("wo_mask_bandit", _ON), "both and mask, PPO": ("dual_ppo_bandit", _ON),
+                 "help alone, exact": ("exact_gradient", _ON | {"weights": (1.0, 0.0), "mask": "off", "lr": 1e-4}), "both, exact": ("exact_gradient", _ON | {"mask": "off", "lr": 1e-4})})
 
 # %% ../nbs/39_studies.ipynb #271b7b43
 ONE_BY_ONE: dict[str, tuple[object, ...]] = {
