@@ -6,7 +6,7 @@
 __all__ = ['Entry', 'Evidence', 'gather', 'judged', 'sized', 'compared', 'printed_numbers', 'arithmetic_entries', 'claimed',
            'ledger', 'first_screen', 'to_markdown', 'write_ledger', 'read_ledger', 'ledger_sections']
 
-# %% ../nbs/3a_ledger.ipynb #b8e200c1
+# %% ../nbs/3a_ledger.ipynb #cf07d945
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,12 @@ from pathlib import Path
 
 from .claims import arithmetic, printed_value, verdict
 from .data import DataError, atomic_write
-from .registration import Registration, registration
+from .registration import Analysis, Registration, registration
 from .runner import to_json
 from .stats import Answer, Estimate, answers, by_seed, seed_interval
 from .tables import NOT_YET, SHOWN, read_runs
 
-# %% ../nbs/3a_ledger.ipynb #bace989a
+# %% ../nbs/3a_ledger.ipynb #c944ffd0
 @dataclass(frozen=True)
 class Entry:
     "A line of the ledger; `ours`, `interval` and `n` are texts, empty where nothing is measured."
@@ -52,7 +52,8 @@ class Evidence:
         return self.answered.get((id, setting, metric))
 
     def estimate(self, method: str, setting: str, metric: str) -> tuple[str, Estimate] | None:
-        "(profile, interquartile mean over seeds) of a method."
+        "(profile, interquartile mean over seeds) of a registered method and metric."
+        Analysis("ledger", (method,), (metric,)).check(self.plan)
         for profile, runs in self.runs.items():
             if (setting, method) in runs:
                 return profile, seed_interval(list(by_seed(runs[setting, method], metric).values()))

@@ -7,7 +7,7 @@ __all__ = ['Estimate', 'iqm', 'seed_interval', 'stratified_interval', 'probabili
            'Components', 'variance_components', 'paired_permutation', 'holm', 'tost', 'clopper_pearson', 'items_needed',
            'by_seed', 'paired', 'paired_interval', 'Answer', 'answers']
 
-# %% ../nbs/36_stats.ipynb #7a52c16b
+# %% ../nbs/36_stats.ipynb #f96d5f97
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from .registration import Registration
+from .registration import Analysis, Registration
 
 # %% ../nbs/36_stats.ipynb #0577b772
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def paired_interval(arm: Mapping, base: Mapping, metric: str) -> Estimate:
     seeds = [seed for seed in a if seed in b]
     return hierarchical_interval([a[s]["states"] for s in seeds], [np.subtract(a[s][metric], b[s][metric]) for s in seeds])
 
-# %% ../nbs/36_stats.ipynb #34f35e31
+# %% ../nbs/36_stats.ipynb #cfd16b4e
 @dataclass(frozen=True)
 class Answer:
     "A registered comparison on one setting and metric: mean difference arm − base, p (Holm's for differences), and the verdict."
@@ -160,6 +160,7 @@ def answers(records: Sequence[Mapping], plan: Registration, setting: str) -> lis
     "All registered comparisons of a setting whose runs are there and share at least two seeds."
     runs, rows = {record["method"]: record for record in records if record["setting"] == setting}, []
     for c in plan.comparisons:
+        Analysis(c.id, (c.arm, c.base), plan.primary).check(plan)
         for metric in plan.primary if {c.arm, c.base} <= set(runs) else ():
             x, y = paired(runs[c.arm], runs[c.base], metric)
             if len(x) > 1:

@@ -37,3 +37,16 @@ def test_what_is_not_registered_has_to_say_so(analysis):
 def test_a_broken_registration_is_one_sentence(text):
     with pytest.raises(DataError, match="not a registration"):
         read_registration(text)
+
+
+def test_the_analyses_of_the_library_ask_the_registration(tmp_path):
+    from dataclasses import replace
+
+    from dualppo.ledger import gather
+    from dualppo.stats import answers
+    plan = registration()
+    narrow = replace(plan, arms={name: n for name, n in plan.arms.items() if name != "wo_mask_bandit"})
+    with pytest.raises(ValueError, match="wo_mask_bandit"):
+        answers([], narrow, "stress")
+    with pytest.raises(ValueError, match="entropy"):
+        gather(tmp_path).estimate("dual_ppo", "stress", "entropy")

@@ -48,11 +48,11 @@ def test_tost_is_the_interval_of_twice_the_level_inside_the_margin():
 
 def test_the_hierarchical_interval_covers():
     g, hits = np.random.default_rng(0), 0
-    for _ in range(120):
+    for _ in range(200):
         effects = g.normal(0, 0.2, 15)
         found = hierarchical_interval([[3] * 40] * 15, [[g.normal(e, 0.5, 3).sum() for _ in range(40)] for e in effects], draws=400)
         hits += found.low <= 0 <= found.high
-    assert hits / 120 > 0.87  # percentile intervals of 15 seeds are a little short of 95 %
+    assert 0.85 < hits / 200 < 0.99  # percentile intervals of 15 seeds are short of 95 %
 
 
 def test_variance_components_recover_what_was_put_in():
