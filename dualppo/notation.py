@@ -20,7 +20,7 @@ class Symbol:
     test: str
     notebook: str
 
-# %% ../nbs/00_notation.ipynb #bbb8dcb7
+# %% ../nbs/00_notation.ipynb #fa6a8552
 SYMBOLS = (
     Symbol(r"x_t", "exchange: query, knowledge, reference", "§4.A", "data.Exchange", "test_data.py::test_split_is_grouped_deterministic_and_near_its_target", "01_data"),
     Symbol(r"m_i", "place of a dialogue in the 70/15/15 split", "§4.A", "data.split_by_dialogue", "test_data.py::test_split_is_grouped_deterministic_and_near_its_target", "01_data"),
@@ -53,4 +53,7 @@ SYMBOLS = (
     Symbol(r"\text{Harmfulness \%}, \tau_{\text{metric}}", "mass above the metric threshold, graded by another classifier", "§4.D", "metrics.per_state", "test_core.py::test_metrics_are_exact_expectations", "31_metrics"),
     Symbol(r"\max_\pi E[R_{\text{help}}]\ \text{s.t.}\ E[p_{\text{harm}}] \le b", "exact front", "ours", "oracle.help_at_budget", "test_core.py::test_oracle_beats_every_random_policy_at_its_own_harm", "32_oracle"),
     Symbol(r"E[R_{\text{help}}]^*(E[p_{\text{harm}}])", "exact Pareto front of all policies", "ours", "front.front", "test_front.py::test_front_equals_linear_programming", "34_front"),
+    Symbol(r"\pi_{\text{ref}}\, e^{r/\beta}", "KL-regularised optimum", "ours", "front.kl_optimum", "test_front.py::test_nothing_beats_the_closed_form_of_the_kl_optimum", "34_front"),
+    Symbol(r"2 |a \cap b| / (|a| + |b|)", "token F1 with reference or knowledge", "ours", "hacks.token_f1", "test_hacks.py::test_f1_equals_counting", "37_hacks"),
+    Symbol(r"F_j^n - F_{j-1}^n", "best of n draws, exactly", "ours", "hacking.best_of_n", "test_hacking.py::test_best_of_n_equals_enumerating_all_draws", "3e_hacking"),
 )

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from scipy.optimize import linprog
 
-from dualppo.front import front
+from dualppo.front import front, hypervolume, kl_optimum
 
 grids = st.integers(0, 2**31).map(lambda seed: torch.Generator().manual_seed(seed))
 
@@ -53,3 +53,22 @@ def test_the_front_on_a_safe_set_is_that_of_the_allowed_candidates(g, states, n)
     for budget in line.harm[0] + torch.linspace(1e-6, 1, 7):
         assert line.help_at(budget).item() == pytest.approx(worse.help_at(budget).item(), abs=1e-9)
     assert line.help[-1] <= front(harm, help_).help[-1] + 1e-12
+
+
+@settings(max_examples=30, deadline=None)
+@given(grids, st.floats(0.05, 5))
+def test_nothing_beats_the_closed_form_of_the_kl_optimum(g, beta):
+    reference, value = torch.randn(4, 6, generator=g).double().log_softmax(1), torch.rand(4, 6, generator=g).double()
+    gain = lambda logp: (logp.exp() * value).sum(1) - beta * (logp.exp() * (logp - reference)).sum(1)
+    best = kl_optimum(reference, value, beta)
+    assert torch.allclose(gain(best), beta * torch.logsumexp(reference + value / beta, 1))
+    assert (gain((best + 0.3 * torch.randn(4, 6, generator=g)).log_softmax(1)) <= gain(best) + 1e-12).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(grids, st.integers(1, 6))
+def test_hypervolume_equals_counting_the_dominated_area(g, n):
+    harm, help_ = (torch.randint(0, 10, (n,), generator=g) / 10 for _ in range(2))
+    cells = [(x, y) for x in range(10) for y in range(10)]
+    dominated = sum(any(h <= x / 10 + 1e-6 and u >= (y + 1) / 10 - 1e-6 for h, u in zip(harm.tolist(), help_.tolist())) for x, y in cells)
+    assert hypervolume(harm.tolist(), help_.tolist(), (1.0, 0.0)) == pytest.approx(dominated / 100, abs=1e-6)
