@@ -51,9 +51,9 @@ WEIGHTS = Study("weights", "What does each reading of step (i) do, and can a lea
                 | {rule: ("dual_ppo_bandit", _LONG | {"rule": rule}) for rule in ("literal", "literal_descent", "simplex_ascent", "minmax", "dynamic", "hypergradient")}
                 | {f"lagrangian, budget {d:g}": ("dual_ppo_bandit", _LONG | {"rule": "lagrangian", "budget": d}) for d in (0.1, 0.15, 0.2)})
 
-# %% ../nbs/39_studies.ipynb #7d8f9f20
+# %% ../nbs/39_studies.ipynb #4db3a197
 _EXACT = {"inner_epochs": 1, "epochs": 20, "patience": 4, "dialogues_per_epoch": None}
-RATES = {"offset": 1e-3, "two_tower": 1e-4, "cross": 3e-4, "set": 3e-4}
+RATES = {"offset": 1e-3, "two_tower": 1e-4, "cross": 1e-3, "set": 3e-4}
 
 CLASS_TUNING = Study("class_tuning", "Which learning rate suits each policy class?",
                      {f"{policy}, {rate:g}": ("exact_gradient", _EXACT | {"policy": policy, "lr": rate}) for policy in RATES for rate in (1e-4, 3e-4, 1e-3)}, seeds=(100,))
