@@ -5,8 +5,8 @@ SHELL   := /bin/bash
 VENV    ?= .venv
 PROFILE ?= quick
 ARGS    ?=
-# Two processes: what the committed timings were taken with. Raise it on a larger machine.
-WORKERS ?= 2
+# Of the tests: one more than the cores of a small machine, since many of them wait for processes. Raise it on a larger one.
+WORKERS ?= 3
 ifndef PYTHON
 PYTHON  := $(firstword $(foreach p,python3 python3.12 python3.11 python,$(shell $(p) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $(p))) python3)
 endif

@@ -20,7 +20,7 @@ from .runner import to_json
 from .stats import Answer, Estimate, answers, by_seed, seed_interval
 from .tables import NOT_YET, SHOWN, read_runs
 
-# %% ../nbs/3a_ledger.ipynb #c944ffd0
+# %% ../nbs/3a_ledger.ipynb #27180325
 @dataclass(frozen=True)
 class Entry:
     "A line of the ledger; `ours`, `interval` and `n` are texts, empty where nothing is measured."
@@ -51,12 +51,12 @@ class Evidence:
         "(profile, answer) of a comparison."
         return self.answered.get((id, setting, metric))
 
-    def estimate(self, method: str, setting: str, metric: str) -> tuple[str, Estimate] | None:
-        "(profile, interquartile mean over seeds) of a registered method and metric."
-        Analysis("ledger", (method,), (metric,)).check(self.plan)
+    def estimates(self, methods: Sequence[str], setting: str, metric: str) -> tuple[str, list[Estimate]] | None:
+        "(profile, interquartile means over seeds) of registered methods, all from the first profile that has them."
+        Analysis("ledger", tuple(methods), (metric,)).check(self.plan)
         for profile, runs in self.runs.items():
-            if (setting, method) in runs:
-                return profile, seed_interval(list(by_seed(runs[setting, method], metric).values()))
+            if all((setting, method) in runs for method in methods):
+                return profile, [seed_interval(list(by_seed(runs[setting, method], metric).values())) for method in methods]
         return None
 
 
@@ -109,15 +109,15 @@ def compared(id: str, claim: str, printed: str, question: str, claimed: int, met
     return Entry(id, claim, printed, sign + value + (" pp" if percent else ""), interval, str(answer.difference.n), setting, judged(claimed, answer), why, notebook,
                  command.replace(evidence.plan.profile, profile), exploratory=profile != evidence.plan.profile)
 
-# %% ../nbs/3a_ledger.ipynb #b7ccf5cf
+# %% ../nbs/3a_ledger.ipynb #8b7d2f7b
 def printed_numbers(evidence: Evidence, setting: str) -> list[Entry]:
     "C1: the proposed method's three numbers."
     rows = []
     for column, metric in (("help", "good"), ("harm", "harm"), ("reward", "average_reward")):
         label, percent = SHOWN[metric]
         printed = printed_value("Proposed", column)
-        if found := evidence.estimate("dual_ppo", setting, metric):
-            profile, estimate = found
+        if found := evidence.estimates(["dual_ppo"], setting, metric):
+            profile, (estimate,) = found
             value, interval = sized(estimate, 100 if percent else 1)
             inside = estimate.low <= printed / (100 if percent else 1) <= estimate.high
             why = "" if inside else "the paper defines neither candidates, nor judge, nor threshold (A11, A16, A45)"
@@ -161,7 +161,7 @@ def ledger(evidence: Evidence) -> list[Entry]:
              for setting in settings for id, words, printed, question, sign, metric, notebook in claimed()]
     return [entry for id in ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "ours") for entry in rows if entry.id == id]
 
-# %% ../nbs/3a_ledger.ipynb #00f27790
+# %% ../nbs/3a_ledger.ipynb #70c07bb8
 def _told(evidence: Evidence, question: str, setting: str, metric: str, unit: str = "") -> str:
     "A comparison in words."
     if (found := evidence.answer(question, setting, metric)) is None:
@@ -179,10 +179,10 @@ def first_screen(evidence: Evidence, setting: str = "stress") -> list[str]:
              f"**Are learned weights better than fixed ones?** Average reward: {_told(evidence, 'learned', setting, 'average_reward')}; harm: {_told(evidence, 'learned', setting, 'harm', ' pp')}.",
              f"**Does the mask matter?** Harm with it: {_told(evidence, 'mask', setting, 'harm', ' pp')}.",
              f"**Does padding matter?** With its mask, against no padding at all: {_told(evidence, 'padding', setting, 'average_reward')}."]
-    method, best, start = (evidence.estimate(name, setting, "average_reward") for name in ("dual_ppo_bandit", "oracle", "similarity_mask"))
-    if method and best and start:
-        lines.append(f"**How far from optimal is everything?** Average reward {start[1].value:.3f} with the mask and no training, {method[1].value:.3f} trained (γ = 0), {best[1].value:.3f} for the best possible policy: "
-                     f"training closes {100 * (method[1].value - start[1].value) / (best[1].value - start[1].value):.0f} % of what was open.")
+    if found := evidence.estimates(("similarity_mask", "dual_ppo", "oracle"), setting, "average_reward"):
+        profile, (start, method, best) = found
+        lines.append(f"**How far from optimal is everything?** Average reward {start.value:.3f} with the mask and no training, {method.value:.3f} trained, {best.value:.3f} for the best possible policy: "
+                     f"training closes {100 * (method.value - start.value) / (best.value - start.value):.0f} % of what was open; n = {start.n}, `{profile}`.")
     return lines
 
 

@@ -49,4 +49,4 @@ def test_the_analyses_of_the_library_ask_the_registration(tmp_path):
     with pytest.raises(ValueError, match="wo_mask_bandit"):
         answers([], narrow, "stress")
     with pytest.raises(ValueError, match="entropy"):
-        gather(tmp_path).estimate("dual_ppo", "stress", "entropy")
+        gather(tmp_path).estimates(["dual_ppo"], "stress", "entropy")
