@@ -141,7 +141,7 @@ def paired_interval(arm: Mapping, base: Mapping, metric: str) -> Estimate:
     seeds = [seed for seed in a if seed in b]
     return hierarchical_interval([a[s]["states"] for s in seeds], [np.subtract(a[s][metric], b[s][metric]) for s in seeds])
 
-# %% ../nbs/36_stats.ipynb #cfd16b4e
+# %% ../nbs/36_stats.ipynb #7aeb36da
 @dataclass(frozen=True)
 class Answer:
     "A registered comparison on one setting and metric: mean difference arm − base, p (Holm's for differences), and the verdict."
@@ -157,7 +157,7 @@ class Answer:
 
 
 def answers(records: Sequence[Mapping], plan: Registration, setting: str) -> list[Answer]:
-    "All registered comparisons of a setting whose runs are there and share at least two seeds."
+    "All registered comparisons of a setting whose runs are there and share at least two seeds; Holm counts those that are missing, too."
     runs, rows = {record["method"]: record for record in records if record["setting"] == setting}, []
     for c in plan.comparisons:
         Analysis(c.id, (c.arm, c.base), plan.primary).check(plan)
@@ -167,7 +167,8 @@ def answers(records: Sequence[Mapping], plan: Registration, setting: str) -> lis
                 p = tost(x, y, plan.margins[metric]) if c.kind == "equivalence" else paired_permutation(x, y)
                 rows.append((c, metric, paired_interval(runs[c.arm], runs[c.base], metric), p, probability_of_improvement(x, y)))
     tests = [i for i, (c, *_) in enumerate(rows) if c.kind == "difference"]
-    adjusted = dict(zip(tests, holm([rows[i][3] for i in tests])))
+    planned = len(plan.primary) * sum(c.kind == "difference" for c in plan.comparisons)
+    adjusted = dict(zip(tests, holm([rows[i][3] for i in tests] + [1.0] * (planned - len(tests)))))
     return [Answer(c.id, setting, metric, difference, p, adjusted.get(i, p), better, _verdict(c.kind, difference, adjusted.get(i, p), plan.level))
             for i, (c, metric, difference, p, better) in enumerate(rows)]
 

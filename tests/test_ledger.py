@@ -18,7 +18,7 @@ def record(method: str, values: np.ndarray, setting: str = "stress") -> dict:
 
 @pytest.fixture(scope="module")
 def base() -> np.ndarray:
-    return np.random.default_rng(0).normal(0.5, 0.02, 10)
+    return np.random.default_rng(0).normal(0.5, 0.02, 12)
 
 
 def evidence(*records: dict, profile: str = "paper") -> Evidence:
@@ -38,7 +38,7 @@ def test_every_claim_names_a_registered_comparison():
 
 @pytest.mark.parametrize("shift, verdicts", [(0.05, {"C5": {"direction only", "contradicted"}}), (-0.05, {"C5": {"contradicted", "direction only"}}), (0.0, {"C5": {"not found"}})])
 def test_learned_against_fixed(base, shift, verdicts):
-    noise = np.random.default_rng(1).normal(0, 0.001, 10)
+    noise = np.random.default_rng(1).normal(0, 0.001, 12)
     found = ledger(evidence(record("dual_ppo_bandit", base + shift + noise), record("fixed_weights_bandit", base)))
     lines = {e.claim: e.verdict for e in found if e.id == "C5" and e.setting == "stress"}
     assert set(lines.values()) == verdicts["C5"]
@@ -49,7 +49,7 @@ def test_learned_against_fixed(base, shift, verdicts):
 def test_padding_that_changes_nothing_contradicts_the_claim(base):
     found = evidence(record("dual_ppo", base), record("wo_padding_ragged", base))
     padding = next(e for e in ledger(found) if "padding" in e.claim and e.setting == "stress")
-    assert padding.verdict == "contradicted" and padding.n == "10"
+    assert padding.verdict == "contradicted" and padding.n == "12"
 
 
 def test_what_was_not_run_is_not_claimed(base):
