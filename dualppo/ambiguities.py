@@ -6,18 +6,20 @@
 __all__ = ['Arm', 'TEXTS', 'METRICS', 'NOT_MEASURED', 'NOTHING', 'Contrast', 'Ambiguity', 'load_ambiguities', 'is_arm', 'Effect',
            'effect_of', 'analysis', 'effect_text', 'log_table', 'log_markdown', 'effect_table']
 
-# %% ../nbs/38_ambiguities.ipynb #915541d8
+# %% ../nbs/38_ambiguities.ipynb #33fd7ce4
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from .data import DataError, read_text
 from .registration import Analysis
 from .runner import PROFILES, Run, finite, package_folder, resolve
+from .stats import paired
 from .studies import study
 from .tables import Cell, markdown_safe
 
@@ -127,7 +129,7 @@ def is_arm(record: Mapping, arm: Arm, setting: str) -> bool:
     same = all(expected[part].get(k, v) == v for part, values in recorded.items() for k, v in values.items())
     return same and set(overrides) <= {k for values in recorded.values() for k in values}
 
-# %% ../nbs/38_ambiguities.ipynb #2381c736
+# %% ../nbs/38_ambiguities.ipynb #975fdb11
 @dataclass(frozen=True)
 class Effect:
     "Mean paired difference (other − base) over shared seeds, with its interval and n, of `average_reward` and `harm`; n = 0: not measured."
@@ -144,10 +146,9 @@ class Effect:
         return self.average_reward.n
 
 
-def _differences(base: Mapping, other: Mapping, metric: str) -> list[float]:
+def _differences(base: Mapping, other: Mapping, metric: str) -> np.ndarray:
     "other − base on every seed that both records hold with a number."
-    start, end = ({one["seed"]: one["test"].get(metric) for one in record["results"]} for record in (base, other))
-    return [end[seed] - start[seed] for seed in start if seed in end and None not in (start[seed], end[seed])]
+    return np.subtract(*paired(other, base, metric))
 
 # %% ../nbs/38_ambiguities.ipynb #4502990e
 def effect_of(ambiguity: Ambiguity, records: Sequence[Mapping], setting: str) -> tuple[Effect, ...]:

@@ -6,7 +6,7 @@
 __all__ = ['Judge', 'JUDGES', 'SEES_REFERENCE', 'bags', 'text_bags', 'bm25_idf', 'token_f1', 'Said', 'Exam', 'harmless',
            'look_alikes', 'embedded_exam', 'cluster_intervals', 'verdict', 'examine', 'tutorial_exam']
 
-# %% ../nbs/37_hacks.ipynb #4e92ffa6
+# %% ../nbs/37_hacks.ipynb #52a9662d
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.sparse import csr_array
-from scipy.stats import binomtest
 from torch import Tensor
 
 from .data import DataError, TutorialExchange
@@ -24,6 +23,7 @@ from .features import REFERENCE, REFUSAL, REFUSALS, BENIGN, STRONG, Features, Ra
 from .harm import FrozenHead
 from .judges import AttributionJudge
 from .rewards import choose_tau_rel, context_embedding, cosine, help_reward, safety_reward
+from .stats import clopper_pearson, drawn_means, times_drawn
 
 # %% ../nbs/37_hacks.ipynb #36b5942e
 def bags(tokens: Ragged) -> csr_array:
@@ -132,18 +132,17 @@ def embedded_exam(features: Features, seed: int = 0) -> Exam:
     tau_rel = choose_tau_rel(cosine(features.pool[own[dev]], context[dev]), features.dialogue[dev])[0]
     return Exam(block("query"), knowledge, replies, features.dialogue[rows], "benign tail", bm25_idf(bag["knowledge"][train.numpy()] + bag["query"][train.numpy()]), tau_rel)
 
-# %% ../nbs/37_hacks.ipynb #961c9593
+# %% ../nbs/37_hacks.ipynb #a3f07c4b
 def cluster_intervals(values: Tensor, dialogue: Tensor, draws: int = 2000, seed: int = 0, shares: bool = False) -> Tensor:
     "95 % intervals `[2, m]` of the means of `[n, m]` values, dialogues `[n]` drawn anew; `shares=True`: exact for a column of zeros or ones."
     ids = torch.unique(dialogue, return_inverse=True)[1]
-    size = torch.bincount(ids)
-    c = len(size)
+    states = torch.bincount(ids)
+    c = len(states)
     sums = torch.zeros(c, values.shape[1], dtype=torch.double).index_add_(0, ids, values.double())
-    times = torch.from_numpy(np.random.default_rng(seed).multinomial(c, np.full(c, 1 / c), size=draws)).double()
-    ends = torch.quantile(times @ sums / (times @ size.double())[:, None], torch.tensor([.025, .975], dtype=torch.double), dim=0)
+    times = times_drawn(c, draws, np.random.default_rng(seed)).astype(float)
+    ends = torch.from_numpy(np.quantile(drawn_means(times, sums.numpy(), states.numpy()), [.025, .975], axis=0))
     for share in (0, 1) if shares else ():
-        exact = binomtest(share * c, c).proportion_ci(method="exact")
-        ends[:, (values == share).all(0)] = torch.tensor([[exact.low], [exact.high]], dtype=torch.double)
+        ends[:, (values == share).all(0)] = torch.tensor(clopper_pearson(share * c, c), dtype=torch.double)[:, None]
     return ends
 
 # %% ../nbs/37_hacks.ipynb #816d595c

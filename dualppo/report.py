@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'LABELS', 'METHOD', 'PAPER_TITLE', 'CITE', 'LICENCE', 'STYLE', 'SCRIPT', 'POLICY', 'HEAD', 'AIM', 'text',
            'prose', 'value', 'signed', 'scrolling', 'table_html', 'frame_html', 'decimals', 'folded', 'chip', 'anchors',
-           'read_claims', 'ledger', 'arithmetic_html', 'png_size', 'picture', 'pictures', 'discrepancies', 'log_html',
-           'method_html', 'graded', 'graders_html', 'read_frame', 'machine', 'data_html', 'manifest_html', 'cite_html',
-           'Section', 'Page', 'digest', 'render', 'gather', 'numbers_of', 'compared_html', 'write_report']
+           'ledger', 'arithmetic_html', 'png_size', 'picture', 'pictures', 'discrepancies', 'log_html', 'method_html',
+           'graded', 'graders_html', 'read_frame', 'machine', 'data_html', 'manifest_html', 'cite_html', 'Section',
+           'Page', 'digest', 'render', 'gather', 'numbers_of', 'compared_html', 'write_report']
 
-# %% ../nbs/3b_report.ipynb #ed5fb6af
+# %% ../nbs/3b_report.ipynb #7107886a
 import base64
 import hashlib
 import html
@@ -28,6 +28,7 @@ import dualppo
 from .candidates import CandidateSpec
 from .claims import arithmetic, verdict
 from .data import DataError, atomic_write, load_json, read_text
+from .ledger import Entry, read_ledger
 from .runner import manifest
 from .tables import (NOT_YET, TITLES, Table, build_table, compare, compare_table, comparison_note, configuration, figures_folder, findings,
                             graph1_table, plain, published_runs, records_at, read_runs, settings_of, summarise, summary_line)
@@ -122,19 +123,7 @@ def anchors(prefix: str, names: Iterable[object]) -> list[str]:
         out.append(slug if seen[slug] == 1 else f"{slug}--{seen[slug]}")
     return out
 
-# %% ../nbs/3b_report.ipynb #5289be88
-def read_claims(path: Path) -> tuple[list[str], list[dict]]:
-    """Answers in words and rows of a ledger: an object with `questions` and `claims`, or the list of rows alone.
-
-    Raises DataError if a row is not an object with id, claim and verdict.
-    """
-    kept = load_json(path)
-    questions, rows = (kept.get("questions") or [], kept.get("claims")) if isinstance(kept, Mapping) else ([], kept)
-    if not isinstance(questions, list) or not isinstance(rows, list) or not all(isinstance(r, dict) and {"id", "claim", "verdict"} <= r.keys() for r in rows):
-        raise DataError(f"{path}: must hold a list of claims, each with id, claim and verdict; write it again.")
-    return questions, rows
-
-
+# %% ../nbs/3b_report.ipynb #dcb46fa3
 LABELS = ("setting", "printed", "ours", "interval", "n")
 
 
@@ -143,30 +132,30 @@ def _facts(pairs: Iterable[tuple[str, object]]) -> str:
     return "<dl>" + "".join(f"<div><dt>{text(k)}</dt><dd>{value(v)}</dd></div>" for k, v in pairs if value(v) != "–") + "</dl>"
 
 
-def _reading(row: Mapping, why: bool) -> str:
+def _reading(row: Entry, why: bool) -> str:
     "Cells of one reading of a claim: the verdict with its reason, if that is this reading's own, what is printed, what we measure."
-    cells = "".join(f'<td data-label="{k}" class="{"txt" if k == "setting" else "num"}{" empty" * (value(row.get(k)) == "–")}">{value(row.get(k))}</td>' for k in LABELS)
-    badge = ' <span class="badge">exploratory</span>' if row.get("exploratory") else ""
-    reason = f"<small>{prose(row['why'])}</small>" if why and row.get("why") else ""
-    return f'<td class="verdict">{chip(str(row["verdict"]))}{badge}{reason}</td>{cells}'
+    cells = "".join(f'<td data-label="{k}" class="{"txt" if k == "setting" else "num"}{" empty" * (value(getattr(row, k)) == "–")}">{value(getattr(row, k))}</td>' for k in LABELS)
+    badge = ' <span class="badge">exploratory</span>' if row.exploratory else ""
+    reason = f"<small>{prose(row.why)}</small>" if why and row.why else ""
+    return f'<td class="verdict">{chip(str(row.verdict))}{badge}{reason}</td>{cells}'
 
 
-def _claim(rows: Sequence[Mapping], anchor: str) -> str:
+def _claim(rows: Sequence[Entry], anchor: str) -> str:
     "One claim with all its readings, and how to get them again."
-    first, shared = rows[0], len({str(r.get("why")) for r in rows}) == 1
-    why = f"<p>{prose(first['why'])}</p>" if shared and first.get("why") else ""
-    again = "".join(f"<code>{text(said)}</code>" for k in ("notebook", "command") for said in dict.fromkeys(r.get(k) for r in rows) if said)
-    head = f'<th scope="rowgroup" rowspan="{len(rows)}"><span class="id">{text(first["id"])}</span> <b>{prose(first["claim"])}</b>{why}{f"<p class=again>{again}</p>" if again else ""}</th>'
+    first, shared = rows[0], len({str(r.why) for r in rows}) == 1
+    why = f"<p>{prose(first.why)}</p>" if shared and first.why else ""
+    again = "".join(f"<code>{text(said)}</code>" for k in ("notebook", "command") for said in dict.fromkeys(getattr(r, k) for r in rows) if said)
+    head = f'<th scope="rowgroup" rowspan="{len(rows)}"><span class="id">{text(first.id)}</span> <b>{prose(first.claim)}</b>{why}{f"<p class=again>{again}</p>" if again else ""}</th>'
     return f'<tbody id="{anchor}">' + "".join(f"<tr>{head * (i == 0)}{_reading(r, not shared)}</tr>\n" for i, r in enumerate(rows)) + "</tbody>\n"
 
 
-def ledger(rows: Sequence[Mapping], questions: Sequence[str] = ()) -> str:
+def ledger(questions: Sequence[str], rows: Sequence[Entry]) -> str:
     "Answers in words, the count of each verdict, and every claim with its readings."
-    count = Counter(str(r["verdict"]) for r in rows)
+    count = Counter(str(r.verdict) for r in rows)
     known = [v for v in VERDICTS if v in count] + sorted(count.keys() - VERDICTS.keys())
-    claims: dict[tuple[str, str], list[Mapping]] = {}
+    claims: dict[tuple[str, str], list[Entry]] = {}
     for row in rows:
-        claims.setdefault((str(row["id"]), str(row["claim"])), []).append(row)
+        claims.setdefault((str(row.id), str(row.claim)), []).append(row)
     body = "".join(map(_claim, claims.values(), anchors("claim", (name for name, _ in claims))))
     head = '<th scope="col">claim</th><th scope="col">verdict</th>' + "".join(f'<th scope="col" class="{"txt" if k == "setting" else "num"}">{k}</th>' for k in LABELS)
     answers = f'<ul class="questions">{"".join(f"<li>{prose(q)}</li>" for q in questions)}</ul>\n' if questions else ""
@@ -509,7 +498,7 @@ def render(parts: Page) -> str:
 </html>
 """
 
-# %% ../nbs/3b_report.ipynb #f4524909
+# %% ../nbs/3b_report.ipynb #38658eeb
 AIM = ("The paper learns how much helpfulness and how much harmlessness should count in the reward of a dialogue policy. Here its method, its baselines and its ablations run where help and harm "
        "of every possible reply are known, so that each result is an exact expectation with an interval over seeds, beside the value the paper prints. ")
 
@@ -521,7 +510,7 @@ def gather(outputs: Path, published: Path | None = None, folder: str = "quick") 
     """
     records = read_runs(outputs, folder) if records_at(outputs, folder) else []
     bodies = [
-        ("claims", "Claims ledger", ledger(*reversed(read_claims(outputs / "claims.json"))) if (outputs / "claims.json").is_file() else ""),
+        ("claims", "Claims ledger", ledger(*claims) if any(claims := read_ledger(outputs)) else ""),
         *((name, title, table_html(table, title=False)) for name, title in TITLES.items() if records and (table := build_table(name, records)).rows),
         ("figures", "Figures", pictures(figures_folder(outputs, folder), records)),
         ("compared", "Beside the published results", compared_html(records, published, folder) if records and published else ""),

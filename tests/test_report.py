@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from test_tables import NAMES, record, store
 
 from dualppo import report, tables
 from dualppo.data import DataError
+from dualppo.ledger import Entry
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "outputs" / "published"
 HOSTILE = "<script>alert(1)</script>\x00\x1b[31m\u202e$\\input{x}$\"'><img src=http://x.example/a.png onerror=alert(2)> & \ud800"
@@ -53,7 +55,7 @@ class Tree(HTMLParser):
 
 
 def claim(name="C1", verdict="reproduced", **more) -> dict:
-    return {"id": name, "claim": "a claim", "printed": 1, "ours": .5, "interval": [.4, .6], "n": 3, "setting": "stress", "verdict": verdict, "exploratory": False, "why": "", "notebook": "", "command": ""} | more
+    return asdict(Entry(name, "a claim", "1", "0.5", "0.4 to 0.6", "3", "stress", verdict, "", "", "")) | more
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +121,6 @@ def test_a_claim_stands_once_with_all_its_readings(outputs):
     groups = re.findall(r'<tbody id="claim-C\d">(.*?)</tbody>', page, re.S)
     assert [g.count("<tr>") for g in groups] == [2, 2, 2, 1] and all(g.count('scope="rowgroup"') == 1 and f'rowspan="{g.count("<tr>")}"' in g for g in groups)
     assert "<li><strong>Does it work?</strong> Yes.</li>" in page and all(f"<small>{i}</small>" in page for i in range(6))
-    (outputs / "claims.json").write_text(json.dumps([claim()]))  # the list alone
-    assert report.write_report(outputs).read_text(encoding="utf-8").count("<tbody id=") == 1
 
 
 def test_equal_inputs_give_equal_bytes_and_nothing_is_left_behind(outputs):
@@ -145,7 +145,7 @@ def test_hostile_text_is_only_text(outputs, monkeypatch):
         r["data"]["source"] = HOSTILE
     store(outputs, records)
     rows = [claim(HOSTILE, HOSTILE, claim=HOSTILE, printed=HOSTILE, ours=HOSTILE, interval=[HOSTILE, {HOSTILE: 1}], n=HOSTILE, setting=HOSTILE, why=HOSTILE, notebook=HOSTILE, command=HOSTILE)]
-    (outputs / "claims.json").write_text(json.dumps(rows * 2))
+    (outputs / "claims.json").write_text(json.dumps({"questions": [HOSTILE], "claims": rows * 2}))
     (outputs / "manifest.json").write_text(json.dumps({"runs": [{"path": HOSTILE, "sha256": [HOSTILE], "seeds": HOSTILE}, {"seeds": 7}]}))
     (outputs / "harm_estimators.json").write_text(json.dumps({"estimators": {HOSTILE: {HOSTILE: {"auc": HOSTILE, HOSTILE: 1}}}}))
     (outputs / "judge.json").write_text(json.dumps({HOSTILE: {"auc": .5}}))
