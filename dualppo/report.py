@@ -9,7 +9,7 @@ __all__ = ['VERDICTS', 'LABELS', 'METHOD', 'PAPER_TITLE', 'CITE', 'LICENCE', 'ST
            'graded', 'graders_html', 'read_frame', 'machine', 'data_html', 'manifest_html', 'cite_html', 'Section',
            'Page', 'digest', 'render', 'gather', 'numbers_of', 'compared_html', 'write_report']
 
-# %% ../nbs/3b_report.ipynb #7107886a
+# %% ../nbs/3b_report.ipynb #bfff4ad0
 import base64
 import hashlib
 import html
@@ -26,9 +26,9 @@ import pandas as pd
 
 import dualppo
 from .candidates import CandidateSpec
-from .claims import arithmetic, verdict
+from .claims import arithmetic, texts, verdict
 from .data import DataError, atomic_write, load_json, read_text
-from .ledger import Entry, read_ledger
+from .ledger import Entry, Verdict, read_ledger
 from .runner import manifest
 from .tables import (NOT_YET, TITLES, Table, build_table, compare, compare_table, comparison_note, configuration, figures_folder, findings,
                             graph1_table, plain, published_runs, records_at, read_runs, settings_of, summarise, summary_line)
@@ -102,9 +102,10 @@ def folded(title: str, inner: str) -> str:
     "What is closed until somebody asks; paper shows it open."
     return f"<details><summary>{text(title)}</summary>\n{inner}</details>\n"
 
-# %% ../nbs/3b_report.ipynb #51efabc4
-VERDICTS = {"reproduced": ("✓", "good"), "direction only": ("↗", "part"), "not reproducible as specified": ("?", "open"), "contradicted": ("✗", "bad"),
-            "contradicted by its own table": ("≠", "self"), "not yet measured": ("…", "none"), "follows": ("✓", "good")}
+# %% ../nbs/3b_report.ipynb #db7a5883
+VERDICTS: dict[Verdict, tuple[str, str]] = {
+    "reproduced": ("✓", "good"), "direction only": ("↗", "part"), "not reproducible as specified": ("?", "open"), "contradicted by its own table": ("≠", "self"), "contradicted": ("✗", "bad"),
+    "equivalent": ("≈", "part"), "not shown to be equivalent": ("≉", "open"), "not found": ("∅", "open"), "too few seeds to tell": ("⋯", "none"), "not yet measured": ("–", "none")}
 
 
 def chip(word: str, count: int | None = None) -> str:
@@ -162,12 +163,12 @@ def ledger(questions: Sequence[str], rows: Sequence[Entry]) -> str:
     return (answers + f'<p class="chips">{" ".join(chip(v, count[v]) for v in known)}</p>\n'
             + scrolling(f'<table class="plain ledger"><thead><tr>{head}</tr></thead>\n{body}</table>', "Claims ledger"))
 
-# %% ../nbs/3b_report.ipynb #ba9beadd
+# %% ../nbs/3b_report.ipynb #67365f91
 def arithmetic_html() -> str:
     "Every derived number of the paper beside what its own tables give."
     checks = arithmetic()
-    head = "".join(f'<th scope="col" class="{mark}">{name}</th>' for mark, name in (("txt", "The paper says"), ("num", "printed"), ("num", "its tables give"), ("txt", "unit"), ("txt", "verdict"), ("txt", "note")))
-    body = "".join(f'<tr><th scope="row">{text(c.claim)}</th><td class="num">{signed(f"{c.printed:g}")}</td><td class="num">{signed(f"{c.recomputed:.4g}")}</td><td class="txt">{text(c.unit)}</td>'
+    head = "".join(f'<th scope="col" class="{mark}">{name}</th>' for mark, name in (("txt", "The paper says"), ("num", "printed"), ("num", "its tables give"), ("txt", "verdict"), ("txt", "note")))
+    body = "".join(f'<tr><th scope="row">{text(c.claim)}</th>' + "".join(f'<td class="num">{signed(text(number))}</td>' for number in texts(c)) +
                    f'<td class="txt">{chip(verdict(c))}</td><td class="txt">{text(c.note)}</td></tr>\n' for c in checks)
     count = Counter(map(verdict, checks))
     return (f'<p class="chips">{" ".join(chip(v, n) for v, n in sorted(count.items()))}</p>\n'

@@ -1,9 +1,12 @@
 """The ledger's verdicts follow from the evidence, and the evidence from registered comparisons."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
-from dualppo.ledger import Evidence, claimed, compared, first_screen, gather, judged, ledger, printed_numbers, to_markdown
+from dualppo.claims import arithmetic
+from dualppo.ledger import Evidence, Verdict, claimed, compared, first_screen, gather, judged, ledger, printed_numbers, size_entries, to_markdown
 from dualppo.methods import all_methods
 from dualppo.registration import Analysis, registration
 from dualppo.stats import Answer, Estimate, answers
@@ -33,15 +36,17 @@ def test_every_claim_names_a_registered_comparison():
     questions = {c.id: c for c in plan.comparisons}
     for _, _, _, question, sign, metric, _ in claimed():
         c = questions[question]
-        assert Analysis(question, (c.arm, c.base), (metric,)).check(plan) and sign in (1, -1) and {c.arm, c.base} <= set(all_methods())
+        assert Analysis(question, (c.arm, c.base), (metric,)).check(plan) and sign in ((0,) if question == "learned_same" else (1, -1)) and {c.arm, c.base} <= set(all_methods())
 
 
 @pytest.mark.parametrize("shift, verdicts", [(0.05, {"C5": {"direction only", "contradicted"}}), (-0.05, {"C5": {"contradicted", "direction only"}}), (0.0, {"C5": {"not found"}})])
 def test_learned_against_fixed(base, shift, verdicts):
     noise = np.random.default_rng(1).normal(0, 0.001, 12)
     found = ledger(evidence(record("dual_ppo_bandit", base + shift + noise), record("fixed_weights_bandit", base)))
-    lines = {e.claim: e.verdict for e in found if e.id == "C5" and e.setting == "stress"}
+    lines = {e.claim: e.verdict for e in found if e.id == "C5" and e.setting == "stress" and "beat" in e.claim}
     assert set(lines.values()) == verdicts["C5"]
+    same = [e for e in found if e.id == "C5" and e.setting == "stress" and "equivalent" in e.claim]
+    assert {e.verdict for e in same} == {"not shown to be equivalent" if shift else "equivalent"} and "margin ± 0.005" in same[0].why and "margin ± 1 pp" in same[1].why
     if shift:
         assert (lines["learned weights beat fixed ones: reward"] == "direction only") == (shift > 0)
 
@@ -65,6 +70,27 @@ def test_a_printed_number_is_reproduced_only_if_it_lies_in_the_interval():
 def test_runs_that_were_not_registered_are_marked(base):
     found = compared("C7", "x", "y", "mask", -1, "harm", "stress", evidence(record("dual_ppo_bandit", base - 0.1), record("wo_mask_bandit", base), profile="quick"), "06_masking")
     assert found.exploratory and "†" in to_markdown([found]) and found.verdict == "direction only"
+
+
+def test_a_verdict_is_one_of_the_words(base):
+    words = set(get_args(Verdict))
+    assert {"reproduced", "direction only", "not reproducible as specified", "contradicted by its own table"} <= words
+    told = ("larger", "smaller", "no difference found", "too few seeds to tell", "equivalent", "not shown to be equivalent")
+    assert {judged(sign, Answer("x", "stress", "harm", Estimate(0.5, 0.4, 0.6, 20), 0.2, 0.2, 0.9, word)) for word in told for sign in (1, -1)} <= words
+    assert {e.verdict for e in ledger(evidence(record("dual_ppo", base), record("sft", base - 0.1)))} <= words
+
+
+def test_all_eight_claims_and_every_derived_number_stand_in_the_ledger(tmp_path):
+    found = ledger(gather(tmp_path))
+    assert {e.id for e in found} == {"C2", "C3", "C4", "C5", "C6", "C7", "C8", "ours"}  # C1 needs runs
+    assert [e.claim for e in found if e.id == "C4"] == [c.claim for c in arithmetic()]
+    assert all(any(number in e.printed for e in found if e.id == "C4") for number in ("36.08", "48.55", "± 3.9", "17.2", "-5.2", "-7.2", "8.9", "1.7"))
+
+
+def test_the_size_of_the_data_is_counted_where_it_can_be():
+    together, kept, removed = size_entries({"exchanges": 90, "removed": [{"exchanges": 4}, {"exchanges": 6}]})
+    assert together.verdict == "reproduced" and together.printed == together.ours == kept.printed == "18,430"
+    assert removed.printed == "412" and removed.ours == "10 of 100" and kept.verdict == removed.verdict == "not reproducible as specified"
 
 
 def test_no_runs_at_all(tmp_path):
