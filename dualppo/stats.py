@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['Estimate', 'iqm', 'seed_interval', 'stratified_interval', 'probability_of_improvement', 'times_drawn', 'drawn_means',
            'hierarchical_interval', 'Components', 'variance_components', 'paired_permutation', 'holm', 'tost',
-           'clopper_pearson', 'items_needed', 'by_seed', 'paired', 'paired_interval', 'Answer', 'answers']
+           'clopper_pearson', 'items_needed', 'detectable', 'by_seed', 'paired', 'paired_interval', 'Answer', 'answers']
 
-# %% ../nbs/36_stats.ipynb #f96d5f97
+# %% ../nbs/36_stats.ipynb #7c980ace
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 from .registration import Analysis, Registration
 
@@ -132,6 +132,15 @@ def items_needed(p: float, q: float, level: float = 0.05, power: float = 0.8) ->
     z = stats.norm.ppf(1 - level / 2) + stats.norm.ppf(power)
     return math.ceil(z ** 2 * (p * (1 - p) + q * (1 - q)) / (p - q) ** 2)
 
+# %% ../nbs/36_stats.ipynb #cc34455b
+def detectable(sd: float, n: int, tests: int = 1, level: float = 0.05, power: float = 0.8) -> float:
+    "Smallest difference that n paired seeds find with this power at level/tests; sd of the differences. inf: n signs cannot reach the level."
+    if 2 / 2 ** n >= level / tests:
+        return math.inf
+    beyond = stats.t.ppf(1 - level / tests / 2, n - 1)
+    missing = lambda shift: stats.nct.sf(beyond, n - 1, shift) - power                      # the other tail is next to nothing
+    return float(sd * optimize.brentq(missing, 0, 3 * beyond) / math.sqrt(n))
+
 # %% ../nbs/36_stats.ipynb #e0dc308c
 def by_seed(record: Mapping, metric: str, split: str = "test") -> dict[int, float]:
     "Seed → metric of a run; a seed whose record holds no number for it is left out."
@@ -152,7 +161,7 @@ def paired_interval(arm: Mapping, base: Mapping, metric: str) -> Estimate:
     seeds = [seed for seed in a if seed in b]
     return hierarchical_interval([a[s]["states"] for s in seeds], [np.subtract(a[s][metric], b[s][metric]) for s in seeds])
 
-# %% ../nbs/36_stats.ipynb #7aeb36da
+# %% ../nbs/36_stats.ipynb #86e20231
 @dataclass(frozen=True)
 class Answer:
     "A registered comparison on one setting and metric: mean difference arm − base, p (Holm's for differences), and the verdict."
@@ -165,23 +174,24 @@ class Answer:
     adjusted: float
     better: float  # probability that a run of the arm has the larger value
     verdict: str   # "larger", "smaller", "no difference found", "too few seeds to tell"; "equivalent", "not shown to be equivalent"
+    mde: float = math.nan  # minimal detectable effect: what these seeds would have found four times in five; nan for equivalence
 
 
 def answers(records: Sequence[Mapping], plan: Registration, setting: str) -> list[Answer]:
     "All registered comparisons of a setting whose runs are there and share at least two seeds; Holm counts those that are missing, too."
     runs, rows = {record["method"]: record for record in records if record["setting"] == setting}, []
+    planned = len(plan.primary) * sum(c.kind == "difference" for c in plan.comparisons)
     for c in plan.comparisons:
         Analysis(c.id, (c.arm, c.base), plan.primary).check(plan)
         for metric in plan.primary if {c.arm, c.base} <= set(runs) else ():
             x, y = paired(runs[c.arm], runs[c.base], metric)
             if len(x) > 1:
-                p = tost(x, y, plan.margins[metric]) if c.kind == "equivalence" else paired_permutation(x, y)
-                rows.append((c, metric, paired_interval(runs[c.arm], runs[c.base], metric), p, probability_of_improvement(x, y)))
+                p, mde = (tost(x, y, plan.margins[metric]), math.nan) if c.kind == "equivalence" else (paired_permutation(x, y), detectable((x - y).std(ddof=1), len(x), planned, plan.level))
+                rows.append((c, metric, paired_interval(runs[c.arm], runs[c.base], metric), p, probability_of_improvement(x, y), mde))
     tests = [i for i, (c, *_) in enumerate(rows) if c.kind == "difference"]
-    planned = len(plan.primary) * sum(c.kind == "difference" for c in plan.comparisons)
     adjusted = dict(zip(tests, holm([rows[i][3] for i in tests] + [1.0] * (planned - len(tests)))))
-    return [Answer(c.id, setting, metric, difference, p, adjusted.get(i, p), better, _verdict(c.kind, difference, adjusted.get(i, p), plan.level))
-            for i, (c, metric, difference, p, better) in enumerate(rows)]
+    return [Answer(c.id, setting, metric, difference, p, adjusted.get(i, p), better, _verdict(c.kind, difference, adjusted.get(i, p), plan.level), mde)
+            for i, (c, metric, difference, p, better, mde) in enumerate(rows)]
 
 
 def _verdict(kind: str, difference: Estimate, p: float, level: float) -> str:

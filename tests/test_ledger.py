@@ -1,5 +1,6 @@
 """The ledger's verdicts follow from the evidence, and the evidence from registered comparisons."""
 
+import re
 from typing import get_args
 
 import numpy as np
@@ -9,7 +10,7 @@ from dualppo.claims import arithmetic
 from dualppo.ledger import Evidence, Verdict, claimed, compared, first_screen, gather, judged, ledger, printed_numbers, size_entries, to_markdown
 from dualppo.methods import all_methods
 from dualppo.registration import Analysis, registration
-from dualppo.stats import Answer, Estimate, answers
+from dualppo.stats import Answer, Estimate, answers, detectable
 
 
 def record(method: str, values: np.ndarray, setting: str = "stress") -> dict:
@@ -101,6 +102,15 @@ def test_no_runs_at_all(tmp_path):
 def test_a_verdict_needs_a_test():
     answer = Answer("x", "stress", "harm", Estimate(0.5, 0.4, 0.6, 20), 0.2, 0.2, 0.9, "no difference found")
     assert judged(1, answer) == judged(-1, answer) == "not found"
+
+
+def test_not_found_says_what_would_have_been(base):
+    noise = np.random.default_rng(1).normal(0, 0.001, 12)
+    found = ledger(evidence(record("dual_ppo_bandit", base + noise), record("fixed_weights_bandit", base)))
+    line = next(e for e in found if e.claim == "learned weights beat fixed ones: harm" and e.setting == "stress")
+    size = float(re.search(r"from (\S+) pp on it would have been found", line.why)[1]) / 100
+    assert line.verdict == "not found" and size == pytest.approx(detectable(noise.std(ddof=1), 12, tests=39), abs=1e-4)
+    assert not any("would have been" in e.why for e in found if e.verdict != "not found")
 
 
 def test_a_report_of_nothing_is_one_sentence(tmp_path, capsys):

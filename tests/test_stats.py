@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import stats as scipy_stats
 
-from dualppo.stats import (clopper_pearson, hierarchical_interval, holm, items_needed, paired_permutation, probability_of_improvement,
+from dualppo.stats import (clopper_pearson, detectable, hierarchical_interval, holm, items_needed, paired_permutation, probability_of_improvement,
                            seed_interval, stratified_interval, tost, variance_components)
 
 numbers = st.lists(st.floats(-1, 1), min_size=2, max_size=12)
@@ -63,6 +63,20 @@ def test_variance_components_recover_what_was_put_in():
 
 def test_intervals_of_one_seed_are_not_claimed():
     assert np.isnan(seed_interval([0.5]).low) and stratified_interval([[0.0, 1.0], [0.0, 1.0]]).n == 2
+
+
+@pytest.mark.parametrize(("n", "tests"), [(12, 1), (20, 39)])
+def test_what_is_detectable_is_found_four_times_in_five(n, tests):
+    g = np.random.default_rng(0)
+    x = g.normal(detectable(0.3, n, tests), 0.3, (20_000, n))
+    assert np.mean(scipy_stats.ttest_1samp(x, 0, axis=1).pvalue < 0.05 / tests) == pytest.approx(0.8, abs=0.01)
+
+
+@given(st.floats(0.01, 10), st.integers(12, 40))
+@settings(max_examples=30, deadline=None)
+def test_more_seeds_and_fewer_tests_detect_less(sd, n):
+    assert detectable(sd, n + 1) < detectable(sd, n) < detectable(sd, n, tests=39) and detectable(2 * sd, n) == pytest.approx(2 * detectable(sd, n))
+    assert detectable(sd, 5) == detectable(sd, 10, tests=39) == np.inf  # 2/2^n is the smallest p of a sign test
 
 
 def test_rare_harms():
