@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PairSet', 'Scorer', 'STRENGTH', 'Pairs', 'shipped_pairs', 'read_pairs', 'gold_pairs', 'pair_features', 'RewardModel',
-           'bradley_terry_loss', 'fit_reward_model', 'margins', 'accuracy_of', 'pair_accuracy', 'reward_models']
+           'bradley_terry_loss', 'fit_reward_model', 'margins', 'accuracy_of', 'pair_accuracy', 'cross_fitted',
+           'reward_models']
 
 # %% ../nbs/10_reward_models.ipynb #b35a46a1
 from collections.abc import Callable
@@ -158,8 +159,18 @@ def pair_accuracy(model: Scorer, pairs: Pairs) -> dict[str, float]:
     "How often the model scores the chosen reply above the rejected one: n, accuracy, low, high (`accuracy_of`)."
     return accuracy_of(margins(model, pairs))
 
-# %% ../nbs/10_reward_models.ipynb #88ce774c
-STRENGTH = {"help": 1e-2, "safe": 1e-1}
+# %% ../nbs/10_reward_models.ipynb #26204ab1
+def cross_fitted(pairs: Pairs, strength: float, more: Pairs | None = None, folds: int = 5) -> Tensor:
+    "Margin [n] of every pair by a model that saw no pair of its group; `more` pairs are learnt from in every fold."
+    from sklearn.model_selection import GroupKFold
+    out = torch.empty(len(pairs))
+    for a, b in GroupKFold(folds).split(pairs.group, groups=pairs.group):
+        seen = pairs.take(torch.from_numpy(a))
+        out[b] = margins(fit_reward_model(seen.join(more) if more else seen, strength), pairs.take(torch.from_numpy(b)))
+    return out
+
+# %% ../nbs/10_reward_models.ipynb #b7f967b0
+STRENGTH = {"help": 1e-1, "safe": 1.0}
 
 
 def reward_models(env: Env, seed: int) -> dict[str, RewardModel]:
