@@ -178,7 +178,7 @@ def caption(records: Sequence[Mapping]) -> str:
             "Cells: mean over seeds ± half-width of the 95 % t-interval; the paper does not say what its ± is. "
             "Helpfulness: share the independent judge calls good; Harmfulness: share above ½ by a classifier that neither rewards nor masks; reward at weights ½, ½.")
 
-# %% ../nbs/42_tables.ipynb #58b029a7
+# %% ../nbs/42_tables.ipynb #db6bea3a
 def build_table(name: str, records: Sequence[Mapping]) -> Table:
     "Table 2 or 3 of some records: the printed values, then one group of columns per setting."
     summary = summarise(records)
@@ -189,8 +189,8 @@ def build_table(name: str, records: Sequence[Mapping]) -> Table:
             continue
         paper = printed(name, row)
         cells = [summary.get((setting, row, metric), Cell(math.nan, math.nan, 0)).text(percent) for setting in settings for metric, (_, percent) in SHOWN.items()]
-        n = max(summary[s, row, "good"].n for s in settings if (s, row, "good") in summary)
-        rows.append((all_methods()[row].title, *(paper.get(metric, "–") for metric in SHOWN), *cells, str(n)))
+        seeds = dict.fromkeys(str(summary[s, row, "good"].n) for s in settings if (s, row, "good") in summary)
+        rows.append((all_methods()[row].title, *(paper.get(metric, "–") for metric in SHOWN), *cells, " / ".join(seeds)))
     groups = (("paper", labels), *((setting, labels) for setting in settings), ("", ("n",)))
     return Table(name, TITLES[name], caption(records), groups, tuple(rows))
 
@@ -286,12 +286,13 @@ def _png(figure, note: str) -> bytes:
     figure.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None})
     return buffer.getvalue()
 
-# %% ../nbs/42_tables.ipynb #95b2c253
+# %% ../nbs/42_tables.ipynb #299526e7
 def graph1_table(records: Sequence[Mapping]) -> Table:
     "What Graph 1 draws, as a table."
     full = build_table("table2", records)
-    keep = [i for i, (_, label) in enumerate(full.columns, 1) if label.endswith("%")]
-    groups = tuple((group, tuple(label for label in labels if label.endswith("%"))) for group, labels in full.groups if group)
+    drawn = lambda label: label.endswith("%") or label == "n"
+    keep = [i for i, (_, label) in enumerate(full.columns, 1) if drawn(label)]
+    groups = tuple((group, tuple(filter(drawn, labels))) for group, labels in full.groups)
     return Table("graph1", "Graph 1: helpfulness and harmfulness", full.caption, groups, tuple((row[0], *(row[i] for i in keep)) for row in full.rows))
 
 
@@ -327,7 +328,7 @@ def _bars(ax, cells: Sequence[Cell | None], paper: Sequence[str | None], offset:
         right = max(100 * cell.mean + (0 if math.isnan(cell.half) else 100 * cell.half) if cell and cell.n else 0, value if text else 0)
         ax.text(min(right + 2, 140), y, f"{ours} ({text.split()[0]})" if text else ours, va="center", fontsize=7)
 
-# %% ../nbs/42_tables.ipynb #b8796020
+# %% ../nbs/42_tables.ipynb #b136b46f
 def compare(published: Sequence[Mapping] | None, yours: Sequence[Mapping], table: str) -> pd.DataFrame:
     """One row per setting, method and metric: printed · published · yours as text, and `outside`.
 
@@ -341,8 +342,9 @@ def compare(published: Sequence[Mapping] | None, yours: Sequence[Mapping], table
                 if cell := ours.get((setting, name, metric)):
                     known = theirs.get((setting, name, metric))
                     rows.append({"setting": setting, "method": all_methods()[name].title, "metric": label, "printed": printed(table, name).get(metric, "–"),
-                                 "published": known.text(percent) if known else "–", "yours": cell.text(percent), "outside": not known.holds(cell.mean) if known else None})
-    return pd.DataFrame(rows, columns=["setting", "method", "metric", "printed", "published", "yours", "outside"])
+                                 "published": known.text(percent) if known else "–", "yours": cell.text(percent), "outside": not known.holds(cell.mean) if known else None,
+                                 "n_published": str(known.n) if known else "–", "n_yours": str(cell.n)})
+    return pd.DataFrame(rows, columns=["setting", "method", "metric", "printed", "published", "yours", "outside", "n_published", "n_yours"])
 
 
 def compare_table(comparison: pd.DataFrame, name: str, note: str, setting: str) -> Table:
@@ -352,8 +354,9 @@ def compare_table(comparison: pd.DataFrame, name: str, note: str, setting: str) 
     rows = []
     for title, group in part.groupby("method", sort=False):
         by = group.set_index("metric")
-        rows.append((title, *(text for m in metrics for text in (by.printed[m], by.published[m], by.yours[m] + (" ⚑" if by.outside[m] is True or by.outside[m] == 1 else "")))))
-    return Table(f"{name}_{setting}", f"{TITLES[name]}, {setting}: printed · published · yours", note, tuple((m, ("printed", "published", "yours")) for m in metrics), tuple(rows))
+        rows.append((title, *(text for m in metrics for text in (by.printed[m], by.published[m], by.yours[m] + (" ⚑" if by.outside[m] is True or by.outside[m] == 1 else ""))), by.n_published.iloc[0], by.n_yours.iloc[0]))
+    groups = (*((m, ("printed", "published", "yours")) for m in metrics), ("n", ("published", "yours")))
+    return Table(f"{name}_{setting}", f"{TITLES[name]}, {setting}: printed · published · yours", note, groups, tuple(rows))
 
 # %% ../nbs/42_tables.ipynb #90dc3944
 def tables_folder(outputs: Path, folder: str) -> Path:

@@ -142,3 +142,15 @@ def test_readme_sections_come_from_the_runs_alone(outputs, tmp_path):
 def test_one_seed_has_no_interval():
     table = tables.build_table("table2", [record("random", "clean", seeds=1)])
     assert "±" not in table.rows[0][4] and table.rows[0][-1] == "1"
+
+
+def test_every_cell_carries_an_interval_and_every_row_its_seeds():
+    runs = [record(n, s, seeds=3 if s == "clean" else 5) for n in NAMES for s in ("clean", "stress")] + [record("dpo", "stress", seeds=4)]
+    rows = {row[0]: row for row in tables.build_table("table2", runs).rows}
+    assert rows[method("sft").title][-1] == "3 / 5" and rows[method("dpo").title][-1] == "4"
+    assert all("±" in cell or cell == "–" for row in rows.values() for cell in row[4:-1])
+    chart = tables.graph1_table(runs)
+    assert [labels[-1] for _, labels in chart.groups][-1] == "n" and {row[0]: row[-1] for row in chart.rows} == {row[0]: row[-1] for row in rows.values()}
+    compared = tables.compare_table(tables.compare(runs, [record(n, "clean", seeds=2) for n in NAMES], "table2"), "table2", "", "clean")
+    assert compared.groups[-1] == ("n", ("published", "yours")) and {row[-2:] for row in compared.rows} == {("3", "2")}
+    assert all("±" in row[i] for row in compared.rows for i, (_, label) in enumerate(compared.columns, 1) if label != "printed" and i < len(row) - 2)
