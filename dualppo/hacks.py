@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Judge', 'JUDGES', 'SEES_REFERENCE', 'bags', 'text_bags', 'bm25_idf', 'token_f1', 'Said', 'Exam', 'harmless',
-           'look_alikes', 'embedded_exam', 'cluster_intervals', 'verdict', 'examine', 'tutorial_exam']
+           'look_alikes', 'embedded_exam', 'cluster_intervals', 'verdict', 'examine', 'wide', 'verdict_table',
+           'tutorial_exam']
 
 # %% ../nbs/37_hacks.ipynb #52a9662d
 from collections.abc import Callable, Mapping, Sequence
@@ -164,6 +165,18 @@ def examine(exam: Exam, judges: Mapping[str, Judge] = JUDGES, seed: int = 0) -> 
         table = table.assign(**{f"over_{control}": above.mean(0).numpy(), f"over_{control}_low": low, f"over_{control}_high": high,
                                 f"tied_{control}": tied.mean(0).numpy(), f"verdict_{control}": list(map(verdict, low, high))})
     return table
+
+# %% ../nbs/37_hacks.ipynb #19d48e30
+def wide(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    "One column of `examine`'s table as judges × replies, in their order."
+    return table.pivot(index="judge", columns="reply", values=column).loc[list(dict.fromkeys(table.judge)), list(dict.fromkeys(table.reply))]
+
+
+def verdict_table(table: pd.DataFrame, honest: str, control: str = "human") -> pd.DataFrame:
+    "Judges × planted replies: share of states in which the planted one is preferred to the control, its 95 % interval and the verdict in one cell."
+    shown = table[~table.reply.isin(("human", honest))]
+    text = lambda r: "–" if np.isnan(r[f"over_{control}"]) else "{:.2f} [{:.2f}, {:.2f}] {}".format(*(r[f"{part}_{control}{end}"] for part, end in (("over", ""), ("over", "_low"), ("over", "_high"), ("verdict", ""))))
+    return wide(shown.assign(cell=shown.apply(text, axis=1)), "cell")
 
 # %% ../nbs/37_hacks.ipynb #831776ab
 def tutorial_exam(exchanges: Sequence[TutorialExchange], encode: Callable[[Sequence[str]], Tensor], harm: Mapping[str, Callable[[Sequence[str]], Tensor]],

@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'LABELS', 'METHOD', 'PAPER_TITLE', 'CITE', 'LICENCE', 'STYLE', 'SCRIPT', 'POLICY', 'HEAD', 'AIM', 'text',
            'prose', 'value', 'signed', 'scrolling', 'table_html', 'frame_html', 'decimals', 'folded', 'chip', 'anchors',
-           'ledger', 'arithmetic_html', 'png_size', 'picture', 'pictures', 'discrepancies', 'log_html', 'method_html',
-           'graded', 'graders_html', 'read_frame', 'machine', 'data_html', 'manifest_html', 'cite_html', 'Section',
-           'Page', 'digest', 'render', 'gather', 'numbers_of', 'compared_html', 'write_report']
+           'ledger', 'arithmetic_html', 'png_size', 'picture', 'pictures', 'drawn', 'study_figures', 'discrepancies',
+           'log_html', 'method_html', 'graded', 'graders_html', 'hacks_html', 'read_frame', 'machine', 'data_html',
+           'manifest_html', 'cite_html', 'Section', 'Page', 'digest', 'render', 'gather', 'numbers_of', 'compared_html',
+           'write_report']
 
-# %% ../nbs/3b_report.ipynb #bfff4ad0
+# %% ../nbs/3b_report.ipynb #3f828209
 import base64
 import hashlib
 import html
 import inspect
+import io
 import math
 import re
 import struct
@@ -23,15 +25,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 import dualppo
-from .candidates import CandidateSpec
+from .candidates import SETTINGS, CandidateSpec
 from .claims import arithmetic, texts, verdict
 from .data import DataError, atomic_write, load_json, read_text
+from .env import make_envs
+from .features import load_features
+from .front import front
+from .fronts import fronts_figure
+from .hacking import best_of_n_curve, hacking_figure
+from .hacks import verdict_table
 from .ledger import Entry, Verdict, read_ledger
+from .policy_class import REFERENCES, learning_figure
 from .runner import manifest
+from .studies import CLASS, HACKING, WEIGHTS, records_of, summary
 from .tables import (NOT_YET, TITLES, Table, build_table, compare, compare_table, comparison_note, configuration, figures_folder, findings,
                             graph1_table, plain, published_runs, records_at, read_runs, settings_of, summarise, summary_line)
+from .weight_rules import trajectories_figure
 
 # %% ../nbs/3b_report.ipynb #1548d61e
 def text(raw: object) -> str:
@@ -174,7 +186,7 @@ def arithmetic_html() -> str:
     return (f'<p class="chips">{" ".join(chip(v, n) for v, n in sorted(count.items()))}</p>\n'
             + scrolling(f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>', "The paper's arithmetic"))
 
-# %% ../nbs/3b_report.ipynb #3b9de04b
+# %% ../nbs/3b_report.ipynb #8043b1d7
 def png_size(data: bytes, path: Path) -> tuple[int, int]:
     "Width and height of a PNG. Raises DataError if it is none."
     if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR" or len(data) < 24:
@@ -182,10 +194,9 @@ def png_size(data: bytes, path: Path) -> tuple[int, int]:
     return struct.unpack(">II", data[16:24])
 
 
-def picture(path: Path, title: str, note: str) -> str:
-    "A PNG as figure; the title is its alternative text."
-    data = path.read_bytes()
-    width, height = png_size(data, path)
+def picture(data: bytes, source: Path, title: str, note: str) -> str:
+    "A PNG from a source as figure; the title is its alternative text."
+    width, height = png_size(data, source)
     image = f'<img alt="{text(title)}" width="{width}" height="{height}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
     return f'<figure><div class="card" role="region" tabindex="0" aria-label="{text(title)}">{image}</div><figcaption><b>{text(title)}.</b> {text(note)}</figcaption></figure>\n'
 
@@ -193,7 +204,7 @@ def picture(path: Path, title: str, note: str) -> str:
 def pictures(folder: Path, records: Sequence[Mapping]) -> str:
     "Every picture of a folder that is not the picture of a table; Graph 1 first."
     paths = sorted((p for p in folder.glob("*.png") if p.stem not in TITLES), key=lambda p: (p.stem != "graph1", p.stem))
-    return "".join(picture(p, *_caption(p, records)) for p in paths)
+    return "".join(picture(p.read_bytes(), p, *_caption(p, records)) for p in paths)
 
 
 def _caption(path: Path, records: Sequence[Mapping]) -> tuple[str, str]:
@@ -202,6 +213,30 @@ def _caption(path: Path, records: Sequence[Mapping]) -> tuple[str, str]:
         return graph1_table(records).title, "One panel per setting; bars are means over seeds with their intervals, hollow diamonds the printed values. Table 2 has the same numbers."
     beside = path.with_suffix(".txt")
     return path.stem.replace("_", " ").capitalize(), read_text(beside) if beside.is_file() else ""
+
+# %% ../nbs/3b_report.ipynb #7600f061
+def drawn(figure: Figure, title: str, note: str) -> str:
+    "A matplotlib figure as a picture without a date, so that the same numbers give the same bytes."
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return picture(buffer.getvalue(), Path(title), title, note)
+
+
+def study_figures(outputs: Path, records: Sequence[Mapping]) -> str:
+    "Methods on the exact front, weight rules, learning curves by class and hacking curves, each if its runs are there."
+    weights, classes, hacking, parts = records_of(WEIGHTS, outputs), records_of(CLASS, outputs), records_of(HACKING, outputs), []
+    runs, features = {(r["setting"], r["method"]): r for r in records}, load_features()
+    if records and records[0]["data_sha256"] == features.sha256:
+        envs = {setting: make_envs(features, SETTINGS[setting], seed=0) for setting in settings_of(summarise(records))}
+        fronts = {(setting, part): front(env.p_harm, env.reward[..., 0]) for setting, splits in envs.items() for part, env in (("train", splits.train), ("test", splits.test))}
+        fixed = summary(WEIGHTS, outputs, ("p_harm", "help"), "last").filter(like="fixed", axis="index")
+        parts += [drawn(fronts_figure(fronts, runs, (fixed.p_harm, fixed["help"])), "Every method on the exact front", "No policy can lie above the line. Crosses are 95 % t-intervals over seeds; the line is that of seed 0 (notebook 3g).")]
+        if hacking and "stress" in envs:
+            parts += [drawn(hacking_figure(hacking, best_of_n_curve(envs["stress"].dev_stop)), "Proxy, judge and grader as training goes on", "Dev, exact, first seed; dashed: exact gradient, dotted: best of n, which trains nothing. Exploratory (notebook 3e).")]
+    parts += [drawn(trajectories_figure(weights), "What each rule does to the weights", "One line per seed; dotted: the closed form of the literal rule. Exploratory (notebook 3c).")] if set(weights) - {k for k in weights if k.startswith("fixed")} else []
+    references = {name: runs["stress", name] for name in REFERENCES if ("stress", name) in runs}
+    parts += [drawn(learning_figure(classes, references), "Class and data", "Average reward on test, a dot per seed; trained by the exact gradient. Exploratory (notebook 3d).")] if classes else []
+    return "".join(parts)
 
 # %% ../nbs/3b_report.ipynb #9695cedb
 def discrepancies(outputs: Path) -> pd.DataFrame:
@@ -252,7 +287,7 @@ def method_html(records: Sequence[Mapping]) -> str:
         parts += [folded("Candidates of each setting", frame_html(frame, "Candidates", inspect.getdoc(CandidateSpec) or ""))]
     return "".join(parts)
 
-# %% ../nbs/3b_report.ipynb #01cdf019
+# %% ../nbs/3b_report.ipynb #002208d3
 def graded(tree: object, path: tuple[str, ...] = ()) -> Iterator[dict]:
     "Every block of scores (what has an AUC) of a report of graders, at most two levels deep, with its place."
     if isinstance(tree, Mapping) and "auc" in tree:
@@ -272,8 +307,21 @@ def graders_html(outputs: Path) -> str:
     if (path := outputs / "judge.json").is_file():
         frame = pd.DataFrame(graded(load_json(path)))
         parts += [frame_html(frame, "The judge", "Agreement with people's attribution labels; grouped: no knowledge sentence in two folds; unseen model: the replies' generator was held out.")] if len(frame) else []
-    parts += [folded("What fools the judge", frame_html(read_frame(path), "Replies that try to fool the judge"))] if (path := outputs / "judge_hacks.csv").is_file() else []
-    return "".join(parts)
+    return "".join(parts) + (hacks_html(read_frame(path)) if (path := outputs / "judge_hacks.csv").is_file() else "")
+
+
+def hacks_html(frame: pd.DataFrame) -> str:
+    "Judges × planted replies for each exam and control, then every number; a frame of another form is shown as it is."
+    whole = folded("What fools the judges: every number", frame_html(frame, "Replies that try to fool the judges"))
+    if not {"data", "judge", "reply", "honest", "states", "dialogues", "verdict_human", "verdict_honest"} <= set(frame):
+        return whole
+    parts = []
+    for exam, part in frame.groupby("data", sort=False):
+        for control, who in (("human", "the human's own reply"), ("honest", f"the honest variant ({part.honest.iloc[0]})")):
+            note = (f"Share of states in which the judge prefers the planted reply to {who}, 95 % interval over dialogues, verdict; "
+                    f"{part.states.iloc[0]} states of {part.dialogues.iloc[0]} dialogues (notebook 37).")
+            parts += [frame_html(verdict_table(part, part.honest.iloc[0], control).reset_index(), f"Judges and planted hacks, {exam}", note)]
+    return "".join(parts) + whole
 
 
 def read_frame(path: Path) -> pd.DataFrame:
@@ -499,7 +547,7 @@ def render(parts: Page) -> str:
 </html>
 """
 
-# %% ../nbs/3b_report.ipynb #38658eeb
+# %% ../nbs/3b_report.ipynb #b4a8da52
 AIM = ("The paper learns how much helpfulness and how much harmlessness should count in the reward of a dialogue policy. Here its method, its baselines and its ablations run where help and harm "
        "of every possible reply are known, so that each result is an exact expectation with an interval over seeds, beside the value the paper prints. ")
 
@@ -514,6 +562,7 @@ def gather(outputs: Path, published: Path | None = None, folder: str = "quick") 
         ("claims", "Claims ledger", ledger(*claims) if any(claims := read_ledger(outputs)) else ""),
         *((name, title, table_html(table, title=False)) for name, title in TITLES.items() if records and (table := build_table(name, records)).rows),
         ("figures", "Figures", pictures(figures_folder(outputs, folder), records)),
+        ("studies", "Studies", study_figures(outputs, records)),
         ("compared", "Beside the published results", compared_html(records, published, folder) if records and published else ""),
         ("arithmetic", "The paper's own arithmetic", arithmetic_html()),
         ("log", "Discrepancy log", log_html(log) if len(log := discrepancies(outputs)) else ""),

@@ -183,8 +183,11 @@ def test_a_broken_input_is_one_sentence_that_names_it(outputs, name, content):
 
 def test_the_published_page_is_small_and_sound():
     page = report.render(report.gather(PUBLISHED))
-    check(page)
+    tree = check(page)
     assert len(page.encode()) < 1.5e6
+    alts = " ".join(image["alt"] for image in tree.images)
+    assert "studies" in tree.ids and all(words in alts for words in ("exact front", "training goes on", "each rule does", "Class and data"))
+    assert page.count("Judges and planted hacks") >= 4 and re.search(r"0\.\d\d \[0\.\d\d, 0\.\d\d\] resists", page)  # two exams, two controls
 
 
 # ---- colours
