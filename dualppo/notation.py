@@ -20,7 +20,7 @@ class Symbol:
     test: str
     notebook: str
 
-# %% ../nbs/00_notation.ipynb #fa6a8552
+# %% ../nbs/00_notation.ipynb #40d63064
 SYMBOLS = (
     Symbol(r"x_t", "exchange: query, knowledge, reference", "§4.A", "data.Exchange", "test_data.py::test_split_is_grouped_deterministic_and_near_its_target", "01_data"),
     Symbol(r"m_i", "place of a dialogue in the 70/15/15 split", "§4.A", "data.split_by_dialogue", "test_data.py::test_split_is_grouped_deterministic_and_near_its_target", "01_data"),
@@ -56,4 +56,10 @@ SYMBOLS = (
     Symbol(r"\pi_{\text{ref}}\, e^{r/\beta}", "KL-regularised optimum", "ours", "front.kl_optimum", "test_front.py::test_nothing_beats_the_closed_form_of_the_kl_optimum", "34_front"),
     Symbol(r"2 |a \cap b| / (|a| + |b|)", "token F1 with reference or knowledge", "ours", "hacks.token_f1", "test_hacks.py::test_f1_equals_counting", "37_hacks"),
     Symbol(r"F_j^n - F_{j-1}^n", "best of n draws, exactly", "ours", "hacking.best_of_n", "test_hacking.py::test_best_of_n_equals_enumerating_all_draws", "3e_hacking"),
+    Symbol(r"-\log \sigma(r_\theta(x, y_c) - r_\theta(x, y_r))", "Bradley–Terry loss of a reward model", "seed 003 (3.2)", "reward_models.bradley_terry_loss", "test_reward_models.py::test_loss_is_eq_3_2_and_its_gradient", "10_reward_models"),
+    Symbol(r"B = \sqrt{\lambda_\ast}\, V \Lambda^{-1/2} V^\top", "alignment of gradients", "seed 003 Algorithm 1", "alignment.alignment", "test_modrl.py::test_12_alignment_equals_torchjd", "11_alignment"),
+    Symbol(r"\hat r = \text{WHITEN}(\text{LOGIT}(r))", "processed rewards", "seed 003 (3.4)", "apa.whiten", "test_modrl.py::test_rewards_are_processed_as_written", "12_apa"),
+    Symbol(r"L^{APA}_k", "advantage-induced policy alignment", "seed 003 (3.5)", "apa.apa_loss", "test_modrl.py::test_13_apa_comes_to_rest_at_the_tilted_policy", "12_apa"),
+    Symbol(r"\hat G \omega", "MODRL, Algorithm 1", "seed 003 Algorithm 1", "modrl.train_modrl", "test_modrl.py::test_14_in_the_trainer_too", "13_modrl"),
+    Symbol(r"P(\text{win})", "exact win rate", "seed 003 §4", "modrl.win_rate", "test_modrl.py::test_win_rates_equal_enumeration_and_add_up", "13_modrl"),
 )
