@@ -9,7 +9,7 @@ __all__ = ['Command', 'WIDE', 'ABOUT', 'Reproduce', 'Train', 'Tables', 'Study', 
            'train_overrides', 'study', 'report', 'train', 'tables', 'methods', 'data', 'quietly', 'parse',
            'known_flags', 'dispatch', 'main']
 
-# %% ../nbs/43_cli.ipynb #a41d1208
+# %% ../nbs/43_cli.ipynb #cd14cf67
 import contextlib
 import io
 import itertools
@@ -35,13 +35,13 @@ from .features import STRONG, embedded_path, load_features, verify
 from .ledger import write_ledger
 from .methods import all_methods, method, nearest
 from .report import write_report
-from .runner import (Outcome, Run, check_writable, cost, default_outputs, features_path, grid, job_path, pick_device,
+from .runner import (PROFILES, Outcome, Run, check_writable, cost, default_outputs, features_path, grid, job_path, pick_device,
                             profile_folder, run_from, run_grid, run_once)
-from .tables import (Cell, Table, caption, compare, compare_table, comparison_note, per_seed, published_runs, read_runs, refresh, summary_line,
+from .tables import (Cell, Table, caption, compare, compare_table, comparison_note, per_seed, published_runs, read_runs, refresh, shown_tables, summary_line,
                             write_tables)
 from .workflow import Config, check_engine, run_workflow
 
-# %% ../nbs/43_cli.ipynb #cdc52a75
+# %% ../nbs/43_cli.ipynb #36134285
 @dataclass(frozen=True)
 class Reproduce:
     """Run the paper's grid and print its tables beside yours.
@@ -50,7 +50,8 @@ class Reproduce:
     OUTPUTS/notebooks (one executed notebook per run), OUTPUTS/tables, OUTPUTS/figures.
     """
 
-    profile: Literal["smoke", "quick", "paper"] = "quick"  # smoke: about a minute; quick: 3 seeds, 12 short epochs; paper: 12 or 20 seeds, 50 epochs
+    paper: Literal["dual_ppo", "molma"] = "dual_ppo"  # whose tables: learned reward weighting (seed 000), or MOLMA (seed 003)
+    profile: Literal["smoke", "quick", "paper", "molma"] | None = None  # smoke: about a minute; quick (default): 3 seeds, 12 short epochs; paper: 12 or 20 seeds, 50 epochs; molma (default of that paper): 10 seeds
     outputs: Path | None = None  # where results go; default: outputs/local
     data: str = "auto"  # embedded, wow (official archive), chitchat, a features file, or dialogue files; auto: wow if cached, else embedded
     download: bool = False  # fetch the official Wizard of Wikipedia archive if it is not cached
@@ -158,7 +159,7 @@ def worker_count(text: str) -> int:
         raise DataError(f"workers must be auto or a whole number from 1 up, got {text!r}.")
     return int(text)
 
-# %% ../nbs/43_cli.ipynb #361a6651
+# %% ../nbs/43_cli.ipynb #73be5656
 def usable_settings(asked: Sequence[str], path: Path, console: Console) -> tuple[str, ...]:
     "The settings that can be run on these features: without look-alikes there is no stress setting."
     if asked or len(load_features(path).bank(STRONG)):
@@ -174,18 +175,20 @@ def reproduce(args: Reproduce, console: Console) -> int:
     if args.engine != "local":
         check_engine(args.engine)
     pick_device(args.device)
-    grid(args.profile, "embedded", args.device, args.methods, args.settings)
+    profile = args.profile or {"dual_ppo": "quick", "molma": "molma"}[args.paper]
+    chosen = args.methods or (PROFILES["molma"].methods if args.paper == "molma" else ())
+    grid(profile, "embedded", args.device, chosen, args.settings)
     path = features_path(args.data, args.download, console.print)
     check_writable(outputs)
     data = "embedded" if path == embedded_path() else str(path.resolve())
     settings = usable_settings(args.settings, path, console)
-    runs = grid(args.profile, data, args.device, args.methods, settings)
+    runs = grid(profile, data, args.device, chosen, settings)
     texts = args.data if Path(args.data).exists() and Path(args.data) != path else ""
     folder = profile_folder(runs[0])
     if args.engine == "local":
         outcomes = show_grid(runs, outputs, workers, args.notebooks, texts, folder, published, console)
     else:
-        config = Config(args.profile, str(outputs), data, args.device, tuple(args.methods), settings, 0, args.notebooks, texts)
+        config = Config(profile, str(outputs), data, args.device, tuple(chosen), settings, 0, args.notebooks, texts)
         outcomes = run_workflow(config, args.engine, None if args.engine == "slurm" and args.workers == "auto" else workers)
     console.print(count_line(outcomes))
     failed = [o for o in outcomes if o.status == "failed"]
@@ -243,7 +246,7 @@ def print_failures(failed: Sequence[Outcome], total: int, console: Console) -> N
         for outcome in failed:
             console.print(Text(f"  {outcome.run.method} ({outcome.run.setting}): {outcome.why}", style="red"))
 
-# %% ../nbs/43_cli.ipynb #397a9b39
+# %% ../nbs/43_cli.ipynb #ce5138da
 WIDE = 130  # columns a terminal needs for three metrics side by side; a narrower one gets a table per metric
 
 
@@ -263,7 +266,7 @@ def print_tables(outputs: Path, folder: str, published: Path | None, console: Co
     written = write_tables(outputs, folder, published)
     records = read_runs(outputs, folder)
     theirs = published_runs(published, folder)
-    for name in ("table2", "table3"):
+    for name in shown_tables(records):
         frame = compare(theirs, records, name)
         for part in [frame] if console.width >= WIDE else [frame[frame.metric == metric] for metric in dict.fromkeys(frame.metric)]:
             for setting in dict.fromkeys(part.setting):
