@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Objective', 'Pull', 'WATCHED', 'SELF', 'MODRLConfig', 'model_scores', 'raw_rewards', 'processed', 'apa_pull',
-           'ppo_pull', 'log_probs', 'objective_gradients', 'Stack', 'make_optimiser', 'standardised', 'Memory',
-           'networks', 'MODRL', 'train_stack', 'train_modrl', 'win_rate', 'judges', 'rivals', 'compare']
+           'ppo_pull', 'log_probs', 'objective_gradients', 'two_tower_gradients', 'Stack', 'make_optimiser',
+           'standardised', 'Memory', 'networks', 'MODRL', 'train_stack', 'train_modrl', 'win_rate', 'judges', 'rivals',
+           'compare']
 
-# %% ../nbs/13_modrl.ipynb #d02d20fe
+# %% ../nbs/13_modrl.ipynb #2227a888
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +24,7 @@ from .apa import kl_penalised, logit, piecewise, whiten
 from .env import Env, Splits
 from .masking import MaskMode, mask_logits
 from .metrics import dialogue_standard_error
-from .policy import Critic, PolicyKind, Policy, all_log_probs, make_policy
+from .policy import Critic, Policy, PolicyKind, TwoTower, all_log_probs, make_policy
 from .ppo import Trained, dev_row, kl_divergence
 from .reward_models import reward_models
 
@@ -73,23 +74,22 @@ class MODRLConfig:
         if min(self.weights) < 0 or abs(sum(self.weights) - 1) > 1e-6:
             raise ValueError(f"weights must not be negative and must sum to 1, got {list(self.weights)}.")
 
-# %% ../nbs/13_modrl.ipynb #6aef1246
+# %% ../nbs/13_modrl.ipynb #0f80e411
 def model_scores(env: Env, models: Mapping[str, Callable]) -> Tensor:
     "Scores `[S, N, K]` of every candidate by every reward model."
     score = lambda s, model: model.candidates(env.anchor[s], F.embedding(env.cand[s], env.pool))
     return torch.cat([torch.stack([score(s, m) for m in models.values()], -1) for s in torch.arange(len(env), device=env.x.device).split(256)])
 
 
-def raw_rewards(splits: Splits, config: MODRLConfig, seed: int) -> tuple[Tensor, Tensor]:
+def raw_rewards(splits: Splits, config: MODRLConfig, models: Mapping[str, Callable]) -> tuple[Tensor, Tensor]:
     """LOGIT(r) `[S, N, K]` (3.4 before WHITEN) of the candidates of train and of dev; K = 1 for help, safe and piecewise.
 
-    Reward models are fitted on the training environment and on other corpora; no other split is seen.
+    `models` score the replies unless the rewards are given.
     """
     envs = (splits.train, splits.dev_stop)
     if config.rewards == "given":
         scores = [logit(env.reward) for env in envs]
     else:
-        models = reward_models(splits.train, seed)
         scores = [model_scores(env, models) for env in envs]
         scores = [one - scores[0].mean((0, 1)) for one in scores]
     if config.objective == "piecewise":
@@ -105,16 +105,16 @@ def processed(raw: Tensor, logp: Tensor, logp_start: Tensor, config: MODRLConfig
         r = r @ r.new_tensor(config.weights)[:, None]
     return kl_penalised(r, logp, logp_start, config.kl_coef)
 
-# %% ../nbs/13_modrl.ipynb #708a5078
+# %% ../nbs/13_modrl.ipynb #1211f6f0
 def apa_pull(logp: Tensor, start: Tensor, advantage: Tensor, lam: float) -> Tensor:
-    "$\\partial L_k/\\partial \\ell_i$ `[K, n]` of APA (3.5) at log-probabilities, and those of the start, `[n]`; advantages `[n, K]`."
-    return 2 * ((logp - start) - advantage.mT / lam) / len(logp)
+    "$\\partial L_k/\\partial \\ell_i$ `[..., K, n]` of APA (3.5) at log-probabilities, and those of the start, `[..., n]`; advantages `[..., n, K]`."
+    return 2 * ((logp - start)[..., None, :] - advantage.mT / lam) / logp.shape[-1]
 
 
 def ppo_pull(logp: Tensor, old: Tensor, advantage: Tensor, clip: float) -> Tensor:
     "The same of PPO's clipped surrogate (arXiv:1707.06347 eq. 7), one per objective."
-    ratio, a = (logp - old).exp(), advantage.mT
-    return torch.where(ratio * a <= ratio.clamp(1 - clip, 1 + clip) * a, -ratio * a, 0.0) / len(logp)
+    ratio, a = (logp - old).exp()[..., None, :], advantage.mT
+    return torch.where(ratio * a <= ratio.clamp(1 - clip, 1 + clip) * a, -ratio * a, 0.0) / logp.shape[-1]
 
 
 def log_probs(scorer: torch.nn.Module, mask: MaskMode, parameters: Mapping[str, Tensor], x: Tensor, anchor: Tensor, candidates: Tensor, allowed: Tensor) -> Tensor:
@@ -130,6 +130,24 @@ def objective_gradients(forward: Callable[..., Tensor], pull: Pull, parameters: 
     drawn, back = vjp(lambda p: forward(p, *states).gather(1, action[:, None]).squeeze(1), parameters)
     (rows,) = vmap(back)(pull(drawn, reference, advantage))
     return torch.cat([rows[name].flatten(1) for name in parameters], 1)
+
+# %% ../nbs/13_modrl.ipynb #19d3d6cb
+def two_tower_gradients(scorer: TwoTower, mask: MaskMode, pull: Pull, parameters: Mapping[str, Tensor], states: Sequence[Tensor], action: Tensor, reference: Tensor, advantage: Tensor) -> Tensor:
+    "$G^\\top$ `[S, K, P]` of S runs, as `objective_gradients` of each, for two towers; parameters `[S, ...]`, states `[S, n, ...]`."
+    x, anchor, candidates, allowed = states
+    w1, b1, w2, b2 = parameters.values()
+    hidden = torch.baddbmm(b1[:, None], x, w1.mT).relu_()
+    u = torch.baddbmm(b2[:, None], hidden, w2.mT) + (anchor if scorer.warm_start else 0.0)
+    norm = torch.linalg.vector_norm(u, dim=-1, keepdim=True).clamp(min=1e-12)
+    v = u / norm
+    logp = mask_logits(scorer.kappa * (candidates @ v[..., None]).squeeze(-1), allowed, mask).log_softmax(-1)
+    weight = pull(logp.gather(2, action[..., None]).squeeze(2), reference, advantage).mT                   # [S, n, K]
+    dz = (F.one_hot(action, logp.shape[-1]) - logp.exp())
+    dz = dz.masked_fill(~allowed, 0.0) if mask == "zero" else dz
+    dv = weight[..., None] * (scorer.kappa * (dz[:, :, None] @ candidates))                                # [S, n, K, d]: one direction, K strengths
+    du = ((dv - v[:, :, None] * (v[:, :, None] * dv).sum(-1, keepdim=True)) / norm[:, :, None]).transpose(1, 2)
+    dh = (du @ w2[:, None]) * (hidden > 0)[:, None]
+    return torch.cat([(dh.mT @ x[:, None]).flatten(2), dh.sum(2), (du.mT @ hidden[:, None]).flatten(2), du.sum(2)], 2)
 
 # %% ../nbs/13_modrl.ipynb #4838e1a5
 class Stack:
@@ -157,7 +175,7 @@ def make_optimiser(flat: Tensor, config: MODRLConfig) -> torch.optim.Optimizer:
         return torch.optim.SGD([flat], lr=config.lr, weight_decay=config.weight_decay)
     return torch.optim.AdamW([flat], lr=config.lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=config.weight_decay, fused=True)
 
-# %% ../nbs/13_modrl.ipynb #be1bd773
+# %% ../nbs/13_modrl.ipynb #2fb072e6
 def standardised(raw: Tensor, start: Tensor, others: Tensor) -> Tensor:
     "Scores `[S, N, K]` of `others` in standard deviations from the mean that `raw` `[S, N, K]` has under log-probabilities `start` `[S, N]`."
     pi = start.exp()[..., None] / len(start)
@@ -187,11 +205,13 @@ def networks(env: Env, config: MODRLConfig, seed: int) -> tuple[Policy, Critic]:
 class MODRL:
     "S runs of Algorithm 1 between two of its iterations."
 
-    def __init__(self, splits: Sequence[Splits], config: MODRLConfig, seeds: Sequence[int]):
+    def __init__(self, splits: Sequence[Splits], config: MODRLConfig, seeds: Sequence[int], models: Sequence[Mapping[str, Callable]] | None = None):
         self.splits, self.config = splits, config
         self.envs, device = [s.train for s in splits], splits[0].train.x.device
         self.g = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-        self.raw, self.raw_dev = zip(*(raw_rewards(one, config, seed) for one, seed in zip(splits, seeds)))
+        if models is None:
+            models = [reward_models(env, seed) if config.rewards == "models" else {} for env, seed in zip(self.envs, seeds)]
+        self.raw, self.raw_dev = zip(*(raw_rewards(one, config, own) for one, own in zip(splits, models)))
         self.policies, critics = zip(*(networks(env, config, seed) for env, seed in zip(self.envs, seeds)))
         self.start = [all_log_probs(policy, env) for policy, env in zip(self.policies, self.envs)]
         self.begun = [all_log_probs(policy, one.dev_stop) for policy, one in zip(self.policies, splits)]
@@ -199,8 +219,8 @@ class MODRL:
         self.optimiser, self.fitter = make_optimiser(self.actor.flat, config), torch.optim.Adam([self.critic.flat], lr=config.value_lr, fused=True)
         self.forward = partial(log_probs, self.policies[0].scorer, config.mask)
         pull = partial(apa_pull, lam=config.apa_lambda) if config.loss == "apa" else partial(ppo_pull, clip=config.clip)
-        self.gradients = vmap(partial(objective_gradients, self.forward, pull))
-        self.value = partial(functional_call, critics[0])
+        written_out = config.policy == "two_tower"
+        self.gradients = partial(two_tower_gradients, self.policies[0].scorer, config.mask, pull) if written_out else vmap(partial(objective_gradients, self.forward, pull))
         self.k = 1 if config.objective != "all" else self.raw[0].shape[-1]
         omega = torch.tensor(config.weights if self.k > 1 else (1.0,), device=device)
         if len(omega) != self.k:
@@ -221,8 +241,13 @@ class MODRL:
         logp = now.gather(2, action).squeeze(2)
         start = torch.stack([table[s].gather(1, a).squeeze(1) for table, s, a in zip(self.start, states, action)])
         rewards = torch.stack([processed(raw[s, a.squeeze(1)], *two, c) for raw, s, a, *two in zip(self.raw, states, action, logp, start)])
-        value = vmap(self.value)(self.critic.named, inputs[0])
+        value = self.value(inputs[0])
         return Memory(inputs, action.squeeze(2), start if c.loss == "apa" and c.reference == "start" else logp, rewards - value, rewards)
+
+    def value(self, x: Tensor) -> Tensor:
+        "$V_k(s)$ `[S, n, K]` of states `[S, n, D]`: the critics of all runs."
+        w1, b1, w2, b2 = self.critic.named.values()
+        return torch.baddbmm(b2[:, None], torch.baddbmm(b1[:, None], x, w1.mT).relu(), w2.mT)
 
     def improve(self, memory: Memory) -> dict[str, Tensor]:
         "One pass of mini-batches over a rollout: aligned step of the policies, plain step of the critics; the mean geometry of the gradients."
@@ -243,7 +268,7 @@ class MODRL:
         flat = self.critic.flat
         with torch.enable_grad():
             flat.requires_grad_(True)
-            loss = ((vmap(self.value)(self.critic.named, x) - target).square().mean(1) * self.omega).sum()
+            loss = ((self.value(x) - target).square().mean(1) * self.omega).sum()
             (flat.grad,) = torch.autograd.grad(loss, flat)
         flat.requires_grad_(False)
         self.fitter.step()
@@ -257,13 +282,17 @@ class MODRL:
         gain = (log_probs.exp() * value).sum(1).mean().item() - (c.apa_lambda + c.kl_coef) * kl
         return {"epoch": iteration, **dev_row(policy, dev), "weights": list(c.weights), "kl": kl, "gain": gain, **{name: values[r].item() for name, values in seen.items()}}
 
-# %% ../nbs/13_modrl.ipynb #5d08e8f9
+# %% ../nbs/13_modrl.ipynb #f7a651bf
 WATCHED = 5  # iterations between two looks at dev
 
 
-def train_stack(splits: Sequence[Splits], config: MODRLConfig, seeds: Sequence[int], report: Callable[[int, dict], None] | None = None) -> list[Trained]:
-    "Algorithm 1 of seed 003 for several runs with one configuration, side by side; run r is what `train_modrl` gives on `splits[r]` with `seeds[r]`."
-    m = MODRL(splits, config, seeds)
+def train_stack(splits: Sequence[Splits], config: MODRLConfig, seeds: Sequence[int], report: Callable[[int, dict], None] | None = None,
+                models: Sequence[Mapping[str, Callable]] | None = None) -> list[Trained]:
+    """Algorithm 1 of seed 003 for several runs with one configuration, side by side; run r is what `train_modrl` gives on `splits[r]` with `seeds[r]`.
+
+    `models`: reward models of every run; None: fitted on its training environment and on other corpora, so that no other split is seen.
+    """
+    m = MODRL(splits, config, seeds, models)
     curves = [[m.row(r, 0, {})] for r in range(len(seeds))]
     for iteration in range(1, config.iterations + 1):
         seen = m.improve(m.roll_out())
@@ -276,11 +305,11 @@ def train_stack(splits: Sequence[Splits], config: MODRLConfig, seeds: Sequence[i
     return [Trained(p, p, tuple(rows), tuple(config.weights), config.iterations, m.actor.flat.shape[1]) for p, rows in zip(m.policies, curves)]
 
 
-def train_modrl(splits: Splits, config: MODRLConfig, seed: int, report: Callable[[dict], None] | None = None) -> Trained:
+def train_modrl(splits: Splits, config: MODRLConfig, seed: int, report: Callable[[dict], None] | None = None, models: Mapping[str, Callable] | None = None) -> Trained:
     "Algorithm 1 of seed 003. A pure function of environments, configuration and seed."
-    return train_stack([splits], config, [seed], report and (lambda _, row: report(row)))[0]
+    return train_stack([splits], config, [seed], report and (lambda _, row: report(row)), models and [models])[0]
 
-# %% ../nbs/13_modrl.ipynb #30c7c721
+# %% ../nbs/13_modrl.ipynb #e253de87
 SELF = ("RMhelp", "RMsafe")
 
 
@@ -313,7 +342,7 @@ def compare(trained: Trained, splits: Splits, config: MODRLConfig, seed: int) ->
     values, ours = judges(env, models), all_log_probs(trained.policy, env)
     others = {"start": networks(splits.train, config, seed)[0]}
     if config.rivals:
-        others |= {name: train_modrl(splits, one, seed).policy for name, one in rivals(config).items()}
+        others |= {name: train_modrl(splits, one, seed, models=models).policy for name, one in rivals(config).items()}
     wins = {}
     for name, policy in others.items():
         theirs = all_log_probs(policy, env)
