@@ -6,10 +6,12 @@ import re
 from dataclasses import asdict
 
 import pytest
+import torch
 from conftest import ROOT
 from scipy import stats
 
-from dualppo.ambiguities import NOT_MEASURED, NOTHING, TEXTS, Ambiguity, Contrast, analysis, effect_of, effect_table, load_ambiguities, log_markdown, log_table
+from dualppo.alignment import alignment
+from dualppo.ambiguities import NOT_MEASURED, NOTHING, PAPERS, TEXTS, Ambiguity, Contrast, analysis, effect_of, effect_table, load_ambiguities, log_markdown, log_table
 from dualppo.data import DataError
 from dualppo.methods import all_methods
 from dualppo.registration import registration
@@ -33,16 +35,20 @@ def entry(*effects) -> Ambiguity:
 
 # ---- the log
 
-def test_a1_to_a54_stand_there_once_each_in_order():
-    assert [one.id for one in LOG] == [f"A{i}" for i in range(1, 55)]
-    assert len({one.title for one in LOG}) == 54
+def test_a1_to_a54_and_m1_to_m18_stand_there_once_each_in_order():
+    assert [one.id for one in LOG] == [f"A{i}" for i in range(1, 55)] + [f"M{i}" for i in range(1, 19)]
+    assert [one.paper for one in LOG] == [PAPERS["A"]] * 54 + [PAPERS["M"]] * 18
+    assert {one.topic for one in LOG if one.id[0] == "A"}.isdisjoint(one.topic for one in LOG if one.id[0] == "M"), "a topic holds entries of both papers"
+    for letter in PAPERS:
+        titles = [one.title for one in LOG if one.id.startswith(letter)]
+        assert len(set(titles)) == len(titles)
     topics = [one.topic for one in LOG]
     assert [t for i, t in enumerate(topics) if i == 0 or topics[i - 1] != t] == list(dict.fromkeys(topics)), "a topic is torn apart"
 
 
 def test_every_entry_says_where_in_the_paper_it_stands():
     for one in LOG:
-        assert re.search(r"§\d|Table \d|Algorithm 1|Definition \d|References", one.statement), one.id
+        assert re.search(r"§\d|Table \d|Algorithm 1|Definition \d|References|[Ee]q\. \d", one.statement), one.id
         assert len(one.statement) > 80 and 10 < len(one.why) < 220, one.id
         assert all("$" not in text and "\n" not in text for text in (one.statement, one.choice, one.why)), one.id
 
@@ -55,7 +61,7 @@ def test_notebooks_that_resolve_an_ambiguity_name_it():
     for one in LOG:
         cells = json.loads((ROOT / "nbs" / f"{one.notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
         source = "\n".join("".join(cell["source"]) for cell in cells)
-        if one.id in ("A3", "A7", "A14", "A17", "A26", "A33", "A34", "A37", "A43"):
+        if one.id in ("A3", "A7", "A14", "A17", "A26", "A33", "A34", "A37", "A43") or one.id[0] == "M" and one.id not in ("M5", "M11", "M14", "M16"):
             assert re.search(rf"\b{one.id}\b", source), f"{one.notebook} does not mention {one.id}"
 
 
@@ -71,9 +77,40 @@ def test_every_arm_named_exists():
 def test_methods_whose_description_cites_an_ambiguity_are_its_arms():
     arms = {one.id: {name for contrast in one.effects for name, _ in contrast.arms()} for one in LOG}
     for name, row in all_methods().items():
-        for cited in set(re.findall(r"\bA\d+\b", row.about)):
-            if name.endswith("_bandit") or name.startswith("wo_padding"):
+        for cited in set(re.findall(r"\b[AM]\d+\b", row.about)):
+            if name.endswith("_bandit") or name.startswith(("wo_padding", "molma")):
                 assert name in arms[cited], f"{name} cites {cited}, whose effects do not use it"
+
+
+@pytest.mark.parametrize(("id_", "same"), [("M8", "scale"), ("M17", "objective")])
+def test_arms_of_molma_that_must_show_no_difference_differ_in_nothing_else(id_, same):
+    one = next(one for one in LOG if one.id == id_)
+    contrast = one.effects[0] if id_ == "M8" else one.effects[-1]
+    base, other = (asdict(resolve(Run(name, profile="molma", overrides=overrides))[0].config) for name, overrides in contrast.arms())
+    assert {k for k in base if base[k] != other[k]} - {"rivals", "align"} == {same}
+
+
+def test_the_median_of_two_eigenvalues_is_the_smallest():
+    gradients = torch.randn(20, 2, 9, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(alignment(gradients, "median"), alignment(gradients, "min")) and not torch.allclose(alignment(gradients, "rmse"), alignment(gradients, "min"))
+
+
+def test_every_contrast_of_molma_changes_what_its_entry_is_about():
+    about = {"M1": {"reference", "loss"}, "M2": {"apa_lambda"}, "M3": {"kl_coef"}, "M4": {"rewards"}, "M5": {"lr"}, "M8": {"scale"}, "M15": {"delta"}, "M16": {"iterations"},
+             "M17": {"align", "objective"}, "M18": {"align"}}
+    assert {one.id for one in LOG if one.id[0] == "M" and one.effects} == set(about)
+    for one in LOG:
+        for contrast in one.effects if one.id in about else ():
+            base, other = (asdict(resolve(Run(name, profile="molma", overrides=overrides))[0].config) for name, overrides in contrast.arms())
+            assert any(base[k] != other[k] for k in about[one.id] & set(base)), f"{one.id}: {contrast}"
+
+
+def test_a_study_whose_runs_are_missing_is_not_measured_and_one_with_a_tuple_is_found():
+    assert {e.n for one in LOG for e in effect_of(one, [], "stress")} == {0}
+    contrast = next(one for one in LOG if one.id == "A23").effects[0]
+    (base, shared), (other, own) = contrast.arms()
+    effect, = effect_of(entry(contrast), [record(base, [.1, .2], **shared), record(other, [.2, .4], **own)], "stress")
+    assert own["blocks"] and effect.n == 2
 
 
 def test_the_analysis_is_declared_as_exploratory():
@@ -106,7 +143,7 @@ def test_runs_that_are_missing_or_not_comparable_are_not_measured(other):
     one = entry(Contrast("dual_ppo", "dual_ppo_exact"))
     records = [record("dual_ppo", [.1]), *other]
     assert effect_of(one, records, "stress")[0].n == 0
-    assert log_table([one], records).iloc[0, -1] == NOT_MEASURED and effect_table([one], records).empty
+    assert log_table([one], records).iloc[0, -1] == f"dual_ppo_exact − dual_ppo: {NOT_MEASURED}" and effect_table([one], records).empty
 
 
 def test_overrides_and_studies_pick_the_run_that_was_made_with_them():
@@ -146,10 +183,11 @@ def test_padding_left_out_changes_nothing_in_the_published_runs():
 
 def test_the_table_has_one_row_each_and_needs_no_runs():
     table = log_table()
-    assert len(table) == 54 and list(table.columns[:2]) == ["id", "ambiguity"]
-    assert set(table.iloc[:, -1]) == {NOT_MEASURED, NOTHING}
+    assert len(table) == 72 and list(table.columns[:2]) == ["id", "ambiguity"]
+    for one, told in zip(LOG, table.iloc[:, -1]):
+        assert told == ("; ".join(f"{contrast}: {NOT_MEASURED}" for contrast in one.effects) or NOTHING)
     text = log_markdown(table)
-    assert len(re.findall(r"^\| \*\*A\d+\*\*", text, re.M)) == 54 and text.count("### ") == len({one.topic for one in LOG})
+    assert len(re.findall(r"^\| \*\*[AM]\d+\*\*", text, re.M)) == 72 and text.count("### ") == len({one.topic for one in LOG})
     assert all(row.replace("\\|", "").count("|") == 5 for row in text.splitlines() if row.startswith("|"))
 
 
@@ -174,7 +212,7 @@ ONE = "[[ambiguity]]\n" + "".join(f'{name} = "A1"\n' for name in TEXTS).replace(
 @pytest.mark.parametrize(("text", "needle"), [
     ("id = ", "broken TOML"), ("", "no entry"), ("ambiguity = 3", "no entry"), ("ambiguity = [3]", "entry 1: is 3"), (ONE + ONE, "A1 stands there twice"),
     (ONE.replace('why = "A1"', ""), "'why' needs a text"), (ONE.replace('why = "A1"', "why = 3"), "'why' needs a text"), (ONE.replace('why = "A1"', 'why = " "'), "'why' needs a text"),
-    (ONE.replace('id = "A1"', 'id = "14"'), "'id' cannot be '14'"), (ONE.replace("33_claims", "../secret"), "'notebook'"), (ONE + 'colour = "red"', "unknown field 'colour'"),
+    (ONE.replace('id = "A1"', 'id = "14"'), "'id' cannot be '14'"), (ONE.replace('id = "A1"', 'id = "B1"'), "like A14 or M3"), (ONE.replace("33_claims", "../secret"), "'notebook'"), (ONE + 'colour = "red"', "unknown field 'colour'"),
     (ONE + "effects = 3", "list of tables"), (ONE + "effects = [3]", "names two arms"), (ONE + 'effects = [{ base = "dual_ppo" }]', "names two arms"),
     (ONE + 'effects = [{ base = "dual_ppo", other = "dual_ppo", overrides = 3 }]', "names two arms"),
     (ONE + 'effects = [{ base = "dual_ppo", other = "dual_pppo" }]', "did you mean dual_ppo"),
