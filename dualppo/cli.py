@@ -9,7 +9,7 @@ __all__ = ['Command', 'WIDE', 'ABOUT', 'Reproduce', 'Train', 'Tables', 'Study', 
            'train_overrides', 'study', 'report', 'train', 'tables', 'methods', 'data', 'quietly', 'parse',
            'known_flags', 'dispatch', 'main']
 
-# %% ../nbs/43_cli.ipynb #cd14cf67
+# %% ../nbs/43_cli.ipynb #63a90b1b
 import contextlib
 import io
 import itertools
@@ -34,6 +34,7 @@ from .data import DataError
 from .features import STRONG, embedded_path, load_features, verify
 from .ledger import write_ledger
 from .methods import all_methods, method, nearest
+from .molma import write_molma
 from .report import write_report
 from .runner import (PROFILES, Outcome, Run, check_writable, cost, default_outputs, features_path, grid, job_path, pick_device,
                             profile_folder, run_from, run_grid, run_once)
@@ -80,7 +81,7 @@ class Train:
     outputs: Path | None = None  # where the JSON goes; default: outputs/local
     set: tuple[str, ...] = ()  # changes to any parameter, also of the candidates: --set n=10 families=2
 
-# %% ../nbs/43_cli.ipynb #c0c35a0f
+# %% ../nbs/43_cli.ipynb #b5a42be3
 @dataclass(frozen=True)
 class Tables:
     "Assemble Table 2, Table 3 and Graph 1 (csv, md, tex, html, png) from the runs that are there, and print them."
@@ -92,7 +93,7 @@ class Tables:
 
 @dataclass(frozen=True)
 class Study:
-    "Run one of the studies (weights, class_tuning, class, hacking, sensitivity): a question answered by runs that differ in one thing."
+    "Run one of the studies (weights, class_tuning, class, hacking, sensitivity, molma): a question answered by runs that differ in one thing."
 
     name: tyro.conf.Positional[str]  # which study
     outputs: Path | None = None  # where results go; default: outputs/local
@@ -246,7 +247,7 @@ def print_failures(failed: Sequence[Outcome], total: int, console: Console) -> N
         for outcome in failed:
             console.print(Text(f"  {outcome.run.method} ({outcome.run.setting}): {outcome.why}", style="red"))
 
-# %% ../nbs/43_cli.ipynb #ce5138da
+# %% ../nbs/43_cli.ipynb #d2133cbd
 WIDE = 130  # columns a terminal needs for three metrics side by side; a narrower one gets a table per metric
 
 
@@ -263,7 +264,7 @@ def rich_table(table: Table) -> RichTable:
 
 def print_tables(outputs: Path, folder: str, published: Path | None, console: Console) -> None:
     "Write all tables, and print printed · published · yours per setting."
-    written = write_tables(outputs, folder, published)
+    written = write_tables(outputs, folder, published) + write_molma(outputs, folder)
     records = read_runs(outputs, folder)
     theirs = published_runs(published, folder)
     for name in shown_tables(records):
