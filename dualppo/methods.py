@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Config', 'TRAINERS', 'CONTESTS', 'DUAL', 'OFFSET_LR', 'MODRL', 'STRONG', 'ALIGNED', 'Method', 'all_methods',
-           'nearest', 'method', 'configure', 'train']
+           'nearest', 'method', 'configure', 'train', 'stacks', 'train_together']
 
-# %% ../nbs/40_methods.ipynb #3627f4a9
+# %% ../nbs/40_methods.ipynb #6aae6f1c
 import difflib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -19,7 +19,9 @@ from .data import DataError
 from .env import EnvConfig, Splits
 from .modrl import MODRLConfig, rivals, train_modrl
 from .modrl import compare as compare_modrl
+from .modrl import train_stack as stack_modrl
 from .ppo import PPOConfig, Trained, train_ppo
+from .stacked import train_stack as stack_ppo
 
 Config = PPOConfig | SFTConfig | DPOConfig | ExactConfig | MODRLConfig | AlignedPPOConfig | Control
 TRAINERS: dict[type, Callable[..., Trained]] = {PPOConfig: train_ppo, SFTConfig: train_sft, DPOConfig: train_dpo, ExactConfig: train_exact,
@@ -130,7 +132,7 @@ def method(name: str) -> Method:
         raise DataError(f"unknown method {name!r}{nearest(str(name), list(known))}")
     return known[name]
 
-# %% ../nbs/40_methods.ipynb #e3f5bcc5
+# %% ../nbs/40_methods.ipynb #6b2431af
 def configure(row: Method, overrides: Mapping[str, object]) -> Method:
     """The method with some fields of its configuration or its environment changed.
 
@@ -150,3 +152,15 @@ def train(row: Method, splits: Splits, seed: int, report: Callable[[dict], None]
     "Train a method on environments built for its `env`; a pure function of its arguments. PPO goes on from a `checkpoint`; the others take seconds."
     more = {"checkpoint": checkpoint} if checkpoint and type(row.config) is PPOConfig else {}
     return TRAINERS[type(row.config)](splits, row.config, seed, report, **more)
+
+
+def stacks(row: Method) -> bool:
+    "Whether several seeds of a method can be trained in one program."
+    return isinstance(row.config, MODRLConfig) or type(row.config) is PPOConfig and row.config.written_out
+
+
+def train_together(row: Method, splits: Sequence[Splits], seeds: Sequence[int], report: Callable[[int, dict], None] | None = None) -> list[Trained]:
+    "Train seeds of a method side by side, seed r on `splits[r]`; as `train` each. Raises ValueError for a method that does not stack."
+    if isinstance(row.config, MODRLConfig):
+        return stack_modrl(splits, row.config, seeds, report)
+    return stack_ppo(splits, [row.config] * len(seeds), seeds, report)

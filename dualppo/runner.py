@@ -13,7 +13,7 @@ __all__ = ['SCHEMA', 'HEADLINE', 'PAPER_ONLY', 'SEED_003', 'SEED_000', 'MOLMA_CO
            'child', 'child_environment', 'last_line', 'run_child', 'is_done', 'missing', 'memory_need_mb',
            'fitting_workers', 'to_stderr', 'run_grid', 'claims', 'manifest']
 
-# %% ../nbs/41_runner.ipynb #06106d39
+# %% ../nbs/41_runner.ipynb #a261d61e
 import ast
 import functools
 import hashlib
@@ -45,10 +45,10 @@ from .data import SCRATCH, DataError, atomic_write, cached_official, download_of
 from .env import Env, Splits, make_envs
 from .features import KINDS, Features, embedded_path, load_features
 from .jobs import Children, Lock, Terminated, affordable_workers, at_work, available_memory_mb, lock, terminable
-from .methods import CONTESTS, TRAINERS, Method, all_methods, configure, method, nearest, train
+from .methods import CONTESTS, TRAINERS, Method, all_methods, configure, method, nearest, stacks, train, train_together
 from .metrics import METRICS, dialogue_standard_error, dialogue_sums, evaluate, per_state, survival
 from .policy import all_log_probs
-from .ppo import PPOConfig, Trained
+from .ppo import Trained
 
 SCHEMA = "dualppo-run/1"
 
@@ -323,7 +323,7 @@ def chosen_replies(log_probs: Tensor, env: Env, count: int = 6) -> dict:
     return {"mass_by_kind": {name: (pi * (env.kind == k)).sum(1).mean().item() for k, name in enumerate(KINDS)},
             "examples": [dict(zip(columns, values)) for values in zip(*columns.values())]}
 
-# %% ../nbs/41_runner.ipynb #1e9c769c
+# %% ../nbs/41_runner.ipynb #ae974f31
 def graded(trained: Trained, splits: Splits, seed: int) -> dict:
     "A trained policy evaluated exactly on the test split: an entry of a record's `results`."
     best, env = all_log_probs(trained.policy, splits.test), splits.test
@@ -350,11 +350,11 @@ def run_contest(features: Features, row: Method, spec: CandidateSpec, seed: int,
 
 
 def run_stack(features: Features, row: Method, spec: CandidateSpec, seeds: Sequence[int], device: torch.device, report: Callable[[dict], None] | None) -> list[dict]:
-    "Several seeds of a PPO method in one program, which is what a GPU is good at (notebook 0f); without checkpoints."
-    from dualppo.stacked import train_stack
+    "Several seeds of a PPO or MODRL method in one program, which is what a GPU is good at (notebooks 0f, 13); without checkpoints."
     splits = [make_envs(features, spec, seed, row.env).to(device) for seed in seeds]
-    trained = train_stack(splits, [row.config] * len(seeds), seeds, report and (lambda seed, r: report({"seed": seed, **r})))
-    return [graded(*one) for one in zip(trained, splits, seeds)]
+    trained = train_together(row, splits, seeds, report and (lambda seed, r: report({"seed": seed, **r})))
+    contest = CONTESTS.get(type(row.config), lambda *_: {})
+    return [graded(one, own, seed) | finite(contest(one, own, row.config, seed)) for one, own, seed in zip(trained, splits, seeds)]
 
 # %% ../nbs/41_runner.ipynb #8817d367
 def describe(run: Run, features_sha256: str) -> dict:
@@ -426,7 +426,7 @@ def forget(record: Path) -> None:
         with suppress(OSError):
             path.unlink()
 
-# %% ../nbs/41_runner.ipynb #7d681d2c
+# %% ../nbs/41_runner.ipynb #34ac3a0b
 def execute(run: Run, report: Callable[[dict], None] | None = None, features: Features | None = None, record: Path | None = None) -> dict:
     """The record of a run: its description, `results` per seed and `measured`. Pure but for `measured`.
 
@@ -445,7 +445,7 @@ def execute(run: Run, report: Callable[[dict], None] | None = None, features: Fe
     torch.set_num_threads(1)
     try:
         clock, left = time.perf_counter(), run.seeds[len(results):]
-        if device.type == "cuda" and len(left) > 1 and isinstance(row.config, PPOConfig) and row.config.written_out:
+        if device.type == "cuda" and len(left) > 1 and stacks(row):
             results += run_stack(features, row, spec, left, device, report)
             seconds += [round((time.perf_counter() - clock) / len(left), 3)] * len(left)
         for seed in run.seeds[len(results):]:
