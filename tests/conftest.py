@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread a process, and the optional folder of real dialogue texts."""
+"""Shared by all tests: one thread a process, what several files need and none changes, and the optional folder of real dialogue texts."""
 
 import os
 
@@ -11,6 +11,24 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory) -> Path:
+    """A small features file."""
+    from toys import write_toy
+
+    return write_toy(tmp_path_factory.mktemp("toy") / "toy.safetensors", dialogues=440, turns=2)
+
+
+@pytest.fixture(scope="session")
+def stress():
+    """The environments of seed 0 on the shipped features."""
+    from dualppo.candidates import STRESS
+    from dualppo.env import make_envs
+    from dualppo.features import load_features
+
+    return make_envs(load_features(), STRESS, seed=0)
 
 
 @pytest.fixture(scope="session")

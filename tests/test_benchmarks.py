@@ -7,9 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dualppo.candidates import STRESS
 from dualppo.env import make_envs
-from dualppo.features import load_features
 from dualppo.policy import all_log_probs
 from dualppo.ppo import Learner, PPOConfig
 
@@ -18,8 +16,8 @@ sys.path.insert(0, str(BENCHMARKS))
 
 
 @pytest.fixture(scope="module")
-def splits():
-    return make_envs(load_features(), STRESS, seed=0)
+def splits(stress):
+    return stress
 
 
 def test_results_page_is_what_the_figures_give():

@@ -5,10 +5,8 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from toys import write_toy
 
 from dualppo import cli, runner
 from dualppo.cli import main
@@ -17,9 +15,14 @@ from dualppo.runner import read_record
 TINY = ["--epochs", "1", "--inner-epochs", "1", "--hidden", "8"]
 
 
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory) -> Path:
-    return write_toy(tmp_path_factory.mktemp("toy") / "toy.safetensors", dialogues=440, turns=2)
+@pytest.fixture
+def without_processes(monkeypatch):
+    """A grid's runs in this process: what their own processes do is asked in test_runner and test_survival."""
+    def done(run, outputs, *_):
+        runner.run_once(run, outputs)
+        return runner.Outcome(run, "done")
+
+    monkeypatch.setattr(runner, "run_child", done)
 
 
 def refused(capsys, *argv) -> str:
@@ -107,7 +110,7 @@ def test_data_verify(capsys, toy):
     assert "in order" in capsys.readouterr().out
 
 
-def test_reproduce_is_resumable_and_quick_the_second_time(capsys, tmp_path, toy):
+def test_reproduce_is_resumable_and_quick_the_second_time(capsys, tmp_path, toy, without_processes):
     argv = ["reproduce", "--profile", "smoke", "--data", str(toy), "--outputs", str(tmp_path), "--methods", "random", "oracle", "--settings", "clean", "--workers", "2", "--no-notebooks"]
     assert main(argv) == 0
     first = capsys.readouterr().out

@@ -29,8 +29,8 @@ def features():
 
 
 @pytest.fixture(scope="module")
-def splits(features):
-    return make_envs(features, STRESS, seed=0)
+def splits(stress):
+    return stress
 
 
 def vectors(n: int, d: int = 6):

@@ -26,8 +26,8 @@ BRIEF = MODRLConfig(iterations=2, apa_lambda=0.1, lr=3e-5, rewards="given")
 
 
 @pytest.fixture(scope="module")
-def splits():
-    return make_envs(load_features(), STRESS, seed=3)
+def splits(stress):
+    return stress
 
 
 def gradients(k, p, kind="full", seed=0):
@@ -209,7 +209,7 @@ def test_a_stack_trains_as_its_runs_alone(splits):
 
 
 def test_training_is_pure_and_learns_what_it_is_paid_for(splits):
-    config = replace(BRIEF, iterations=20, lr=1e-4, objective="safe", memory=128)
+    config = replace(BRIEF, iterations=10, lr=2e-4, objective="safe", memory=128)
     a, b = (train_modrl(splits, config, 0) for _ in range(2))
     assert a.curves == b.curves
     assert a.curves[-1]["dev_p_harm"] < a.curves[0]["dev_p_harm"] - 0.01

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from toys import write_toy
+from papermill import PapermillExecutionError, execute_notebook
 
 from dualppo import runner
 from dualppo.data import DataError
@@ -19,12 +19,6 @@ from dualppo.runner import Outcome, Run, canonical, execute, finished, job_path,
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {"epochs": 1, "inner_epochs": 1, "hidden": 8, "dialogues_per_epoch": 20}
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory) -> Path:
-    """A small features file."""
-    return write_toy(tmp_path_factory.mktemp("toy") / "toy.safetensors", dialogues=440, turns=2)
 
 
 def tiny(toy, name="dual_ppo_bandit", setting="stress", seeds=(0,), **more) -> Run:
@@ -176,9 +170,9 @@ def test_papermill_executes_the_template_by_itself(toy, tmp_path):
 
 
 def test_papermill_refuses_an_unknown_parameter(tmp_path):
-    command = [sys.executable, "-m", "papermill", str(ROOT / "nbs" / "runs" / "method.ipynb"), str(tmp_path / "out.ipynb"), "-k", "python3", "-p", "methd", "sft", "-p", "outputs", str(tmp_path / "o")]
-    done = subprocess.run(command, capture_output=True, text=True, env=runner.child_environment())
-    assert done.returncode != 0 and "unknown parameter 'methd'" in done.stderr and not (tmp_path / "o").exists()
+    with pytest.raises(PapermillExecutionError, match="unknown parameter 'methd'"):
+        execute_notebook(ROOT / "nbs" / "runs" / "method.ipynb", tmp_path / "out.ipynb", {"methd": "sft", "outputs": str(tmp_path / "o")}, kernel_name="python3", progress_bar=False)
+    assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize("parameters, needle", [

@@ -20,7 +20,6 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from toys import write_toy
 
 from dualppo import cli, jobs, runner
 from dualppo.data import SCRATCH, DataError, atomic_write
@@ -33,12 +32,6 @@ SMALL = {"epochs": 5, "patience": 5, "inner_epochs": 1, "hidden": 8, "dialogues_
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["dualppo.cli", "pytest"])
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at /proc to see which processes live")
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory) -> Path:
-    """A small features file."""
-    return write_toy(tmp_path_factory.mktemp("toy") / "toy.safetensors", dialogues=440, turns=2)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from pathlib import Path
 import psutil
 import pytest
 from test_runner import edited, package_copy
-from toys import write_toy
 
 from dualppo import runner, workflow
 from dualppo.cli import main
@@ -21,11 +20,6 @@ from dualppo.workflow import Config, check_engine, plan_of, read_config, run_wor
 pytest.importorskip("snakemake")
 ROOT = Path(__file__).resolve().parent.parent
 GRID = Config("smoke", "out", "toy.safetensors", methods=("random", "similarity"), seeds=3, notebooks=False)
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory) -> Path:
-    return write_toy(tmp_path_factory.mktemp("toy") / "toy.safetensors", dialogues=440, turns=2)
 
 
 @pytest.fixture
@@ -58,14 +52,14 @@ def kill_tree(process: subprocess.Popen) -> None:
     assert not psutil.wait_procs(below, timeout=30)[1]
 
 
-def test_a_grid_of_twelve_jobs_survives_kill_9(here):
-    grid = replace(GRID, outputs="a folder's name", settings=("clean",), seeds=6)
+def test_a_grid_of_six_jobs_survives_kill_9(here):
+    grid = replace(GRID, outputs="a folder's name", settings=("clean",))
     planned = plan(grid)
-    assert len(planned.by_part) == 12
+    assert len(planned.by_part) == 6
     command = [sys.executable, "-c", f"from dualppo.workflow import *; run_workflow({grid!r}, workers=2)"]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while len(kept := [path for name in planned.by_part if read_record(path := seed_record(planned, name))]) < 4:
+    while len(kept := [path for name in planned.by_part if read_record(path := seed_record(planned, name))]) < 2:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(.1)
     kill_tree(process)
@@ -76,7 +70,7 @@ def test_a_grid_of_twelve_jobs_survives_kill_9(here):
     assert {path: path.stat().st_mtime_ns for path in kept} == stamps, "a finished seed was made again"
     for run in planned.runs:
         assert canonical(read_record(job_path(planned.outputs, run))) == canonical(execute(run)), run
-    assert rules_of_dry_run(replace(grid, seeds=7)) == {"seed": 2, "record": 2, "runs": 1}
+    assert rules_of_dry_run(replace(grid, seeds=4)) == {"seed": 2, "record": 2, "runs": 1}
 
 
 def test_a_failed_job_keeps_its_notebook_and_stops_no_other(here, capsys):
