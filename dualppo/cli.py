@@ -81,7 +81,7 @@ class Train:
     outputs: Path | None = None  # where the JSON goes; default: outputs/local
     set: tuple[str, ...] = ()  # changes to any parameter, also of the candidates: --set n=10 families=2
 
-# %% ../nbs/43_cli.ipynb #b5a42be3
+# %% ../nbs/43_cli.ipynb #87d99dc1
 @dataclass(frozen=True)
 class Tables:
     "Assemble Table 2, Table 3 and Graph 1 (csv, md, tex, html, png) from the runs that are there, and print them."
@@ -97,6 +97,7 @@ class Study:
 
     name: tyro.conf.Positional[str]  # which study
     outputs: Path | None = None  # where results go; default: outputs/local
+    data: str = "auto"  # embedded, wow, chitchat, a features file, or dialogue files; auto: wow if cached, else embedded
     workers: str = "auto"  # runs at a time; auto: one per core
     device: str = "auto"  # a GPU where there is one; cpu, cuda or cuda:1
     notebooks: bool = False  # keep one executed notebook per run
@@ -313,15 +314,17 @@ def train_overrides(argv: Sequence[str], config: object, env: object) -> dict[st
     given = {word.partition("=")[0].removeprefix("--no-").removeprefix("--").replace("-", "_") for word in argv if word.startswith("--")}
     return {f.name: getattr(part, f.name) for part in (config, env) for f in fields(part) if f.name in given}
 
-# %% ../nbs/43_cli.ipynb #368b7ed7
+# %% ../nbs/43_cli.ipynb #81022b5b
 def study(args: Study, console: Console) -> int:
     "What is missing of a study, and its summary. 1 if a run failed."
     outputs, chosen = args.outputs or default_outputs(), studies.study(args.name)
-    runs = list(chosen.runs(device=args.device).values())
-    labels = {job_path(outputs, run): label for label, run in chosen.runs(device=args.device).items()}
+    path = features_path(args.data, report=console.print)
+    data = "embedded" if path == embedded_path() else str(path.resolve())
+    runs = list(chosen.runs(data, args.device).values())
+    labels = {job_path(outputs, run): label for label, run in chosen.runs(data, args.device).items()}
     console.print(Text(chosen.question))
     outcomes = run_grid(runs, outputs, worker_count(args.workers), args.notebooks, ended=lambda o: console.print(Text(f"{o.status:>7}  {labels[job_path(outputs, o.run)]}")))
-    frame = studies.summary(chosen, outputs)
+    frame = studies.summary(chosen, outputs, data=data)
     out = RichTable(title=f"{chosen.name} ({chosen.setting}): test, best epoch on dev, mean over seeds", title_justify="left")
     for label in ("variant", *frame.columns):
         out.add_column(label)

@@ -15,7 +15,7 @@ import pandas as pd
 
 from .runner import Run, job_path, one_of, read_record
 
-# %% ../nbs/39_studies.ipynb #3dbb3829
+# %% ../nbs/39_studies.ipynb #30b4433e
 @dataclass(frozen=True)
 class Study:
     "A question, and the runs that answer it: label → (method, overrides), all on the same `setting` and `seeds`."
@@ -37,10 +37,10 @@ def records_of(study: Study, outputs: Path, data: str = "embedded") -> dict[str,
     found = {label: read_record(job_path(outputs, run)) for label, run in study.runs(data).items()}
     return {label: record for label, record in found.items() if record}
 
-def summary(study: Study, outputs: Path, metrics: tuple[str, ...] = ("average_reward", "help", "p_harm", "harm", "good"), which: str = "test") -> pd.DataFrame:
+def summary(study: Study, outputs: Path, metrics: tuple[str, ...] = ("average_reward", "help", "p_harm", "harm", "good"), which: str = "test", data: str = "embedded") -> pd.DataFrame:
     "Mean over seeds of some metrics, one row per label that was run; `which`: test (best epoch), last (last epoch) or train."
     rows = {label: pd.DataFrame([one[which] for one in record["results"]])[list(metrics)].mean().to_dict() | {"seeds": len(record["results"])}
-            for label, record in records_of(study, outputs).items()}
+            for label, record in records_of(study, outputs, data).items()}
     return pd.DataFrame(rows).T if rows else pd.DataFrame(columns=[*metrics, "seeds"])
 
 # %% ../nbs/39_studies.ipynb #848c96bc

@@ -31,6 +31,18 @@ def stress():
     return make_envs(load_features(), STRESS, seed=0)
 
 
+@pytest.fixture
+def without_processes(monkeypatch):
+    """A grid's runs in this process: what their own processes do is asked in test_runner and test_survival."""
+    from dualppo import runner
+
+    def done(run, outputs, *_):
+        runner.run_once(run, outputs)
+        return runner.Outcome(run, "done")
+
+    monkeypatch.setattr(runner, "run_child", done)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of texts that $DUALPPO_DATA names, else ../shared/data; without one the test is skipped."""

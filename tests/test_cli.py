@@ -15,16 +15,6 @@ from dualppo.runner import read_record
 TINY = ["--epochs", "1", "--inner-epochs", "1", "--hidden", "8"]
 
 
-@pytest.fixture
-def without_processes(monkeypatch):
-    """A grid's runs in this process: what their own processes do is asked in test_runner and test_survival."""
-    def done(run, outputs, *_):
-        runner.run_once(run, outputs)
-        return runner.Outcome(run, "done")
-
-    monkeypatch.setattr(runner, "run_child", done)
-
-
 def refused(capsys, *argv) -> str:
     """The one sentence a command ends with."""
     assert main([str(a) for a in argv]) == 2

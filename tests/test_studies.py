@@ -30,6 +30,19 @@ def test_a_study_is_run_and_read_back(tmp_path):
     assert set(found) == {"ten"} and found["ten"]["config"]["candidates"]["n"] == 30 and len(found["ten"]["results"]) == 1
 
 
+def test_a_study_takes_other_data(capsys, tmp_path, monkeypatch, toy, without_processes):
+    monkeypatch.setitem(STUDIES, "tiny", TINY)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "few.safetensors").symlink_to(toy)
+    argv = ["study", "tiny", "--data", "few.safetensors", "--outputs", "out"]
+    assert main(argv) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("done") == 2 and shown.partition("(stress)")[2].count("ten") and list(summary(TINY, tmp_path / "out", data=str(toy)).index) == ["none", "ten"]
+    assert main(argv) == 0 and capsys.readouterr().out.count("cached") == 2
+    assert summary(TINY, tmp_path / "out").empty, "the shipped features have no such run"
+    assert main(["study", "tiny", "--data", "nowhere.safetensors"]) == 2 and "no such file" in capsys.readouterr().err
+
+
 def test_an_unknown_study_is_named(capsys):
     with pytest.raises(DataError, match="weights"):
         study("weihgts")
