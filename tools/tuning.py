@@ -1,11 +1,13 @@
-"""Learning rates on dev, the same budget for every trained method: writes outputs/published/tuning.csv.
+"""Learning rates on dev, the same budget for every method of a kind: writes outputs/published/tuning.csv.
 
-Seed 100 is used by no table. Each method gets the same grid of learning rates (Table 1's among them) and stops early on
-its own validation gain; the tables use the best rate for the baselines and Table 1's for the paper's method.
+Seed 100 is used by no table. Each method gets three learning rates, those of the main paper with Table 1's among them,
+MOLMA's around its own; MOLMA has its 100 iterations, the others stop early on their own validation gain. `gain` is what
+MODRL chooses by: its regularised objective on dev.
 """
 
 import csv
 import io
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -17,7 +19,14 @@ from dualppo.features import load_features
 from dualppo.methods import configure, method, train
 
 RATES = (3e-5, 1e-4, 3e-4)
-FIELDS = {"sft": "lr", "dpo": "lr", "exact_gradient": "lr", "so_ppo_bandit": "policy_lr", "ppo_lag_bandit": "policy_lr", "dual_ppo_bandit": "policy_lr"}
+FIELDS = {
+    **dict.fromkeys(("sft", "dpo", "exact_gradient"), ("lr", RATES)),
+    **dict.fromkeys(("so_ppo_bandit", "ppo_lag_bandit", "dual_ppo_bandit"), ("policy_lr", RATES)),
+    "molma": ("lr", (1e-6, 3e-6, 1e-5)),
+    **dict.fromkeys(("molma_strong", "molma_given", "modrl_ppo"), ("lr", (1e-5, 3e-5, 1e-4))),
+}
+BUDGET = {"epochs": 8, "patience": 3, "rivals": False}  # of the methods that have such a field
+SHOWN = ("dev_help", "dev_p_harm", "dev_average_reward", "gain")
 
 
 def main() -> None:
@@ -25,13 +34,14 @@ def main() -> None:
     splits = make_envs(load_features(), STRESS, seed=100)
     text = io.StringIO()
     out = csv.writer(text, lineterminator="\n")
-    out.writerow(["method", "learning_rate", "best_epoch", "epochs", "dev_help", "dev_p_harm", "dev_average_reward"])
-    for name, field in FIELDS.items():
-        for rate in RATES:
-            row = configure(method(name), {field: rate, "epochs": 8, "patience": 3})
-            trained = train(row, splits, seed=100)
-            best = trained.curves[trained.best_epoch]
-            out.writerow([name, rate, trained.best_epoch, len(trained.curves) - 1] + [f"{best[k]:.4f}" for k in ("dev_help", "dev_p_harm", "dev_average_reward")])
+    out.writerow(["method", "learning_rate", "best_epoch", "epochs", *SHOWN])
+    for name, (field, rates) in FIELDS.items():
+        own = {f.name for f in fields(method(name).config)}
+        for rate in rates:
+            trained = train(configure(method(name), {k: v for k, v in BUDGET.items() if k in own} | {field: rate}), splits, seed=100)
+            best = next(row for row in trained.curves if row["epoch"] == trained.best_epoch)
+            shown = [f"{best[k]:.4f}" if k in best else "" for k in SHOWN]
+            out.writerow([name, rate, trained.best_epoch, trained.curves[-1]["epoch"], *shown])
             print(text.getvalue().splitlines()[-1], flush=True)
     atomic_write(Path(__file__).resolve().parent.parent / "outputs" / "published" / "tuning.csv", text.getvalue())
 
