@@ -4,23 +4,27 @@
 
 # %% auto #0
 __all__ = ['Verdict', 'Entry', 'Evidence', 'gather', 'judged', 'sized', 'reproduce', 'told', 'margin', 'smallest', 'compared',
-           'printed_numbers', 'arithmetic_entries', 'size_entries', 'claimed', 'ledger', 'first_screen', 'to_markdown',
-           'write_ledger', 'read_ledger', 'ledger_sections']
+           'won', 'molma_entries', 'molma_arithmetic', 'printed_numbers', 'arithmetic_entries', 'size_entries',
+           'claimed', 'ledger', 'first_screen', 'to_markdown', 'write_ledger', 'read_ledger', 'ledger_sections']
 
-# %% ../nbs/3a_ledger.ipynb #71c29ec1
+# %% ../nbs/3a_ledger.ipynb #436e3bbd
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from .claims import arithmetic, printed_value, texts, verdict
 from .data import OFFICIAL_TRAIN, PRINTED_COUNTS, DataError, atomic_write, load_json
 from .features import load_features
+from .modrl import SELF
+from .molma import OPPONENTS, PRINTED, graded_runs, rates
 from .registration import Analysis, Registration, registration
 from .runner import to_json
 from .stats import Answer, Estimate, answers, by_seed, seed_interval
-from .tables import NOT_YET, SHOWN, read_runs
+from .tables import NOT_YET, SHOWN, Cell, read_runs, records_at
 
 # %% ../nbs/3a_ledger.ipynb #30b8c887
 Verdict = Literal["reproduced", "direction only", "not reproducible as specified", "contradicted by its own table", "contradicted",
@@ -135,7 +139,43 @@ def compared(id: str, claim: str, printed: str, question: str, claimed: int, met
         why += f"; from {smallest(metric, answer)} on it would have been found (power 80 %)"
     return Entry(id, claim, printed, value, interval, str(answer.difference.n), setting, word, why, notebook, reproduce(profile), exploratory=profile != evidence.plan.profile)
 
-# %% ../nbs/3a_ledger.ipynb #9457948c
+# %% ../nbs/3a_ledger.ipynb #557b1892
+def won(printed: float, cell: Cell) -> Verdict:
+    "Verdict on a printed win rate in per cent from ours, a share; ½ is a draw."
+    if cell.holds(printed / 100):
+        return "reproduced"
+    half = 0.0 if math.isnan(cell.half) else cell.half
+    return "direction only" if cell.mean - half > 0.5 else "contradicted" if cell.mean + half < 0.5 else "not found"
+
+
+def molma_entries(records: Sequence[Mapping], setting: str) -> list[Entry]:
+    "M: win rates of MOLMA as printed, and reward hacking by PPO in its place; nothing where a run is missing."
+    runs, rows, command = graded_runs(records, setting), [], "dualppo reproduce --paper molma"
+    line = lambda claim, printed, cell, verdict, why: Entry("M", claim, printed, cell.text(True).split(" ±")[0], f"{100 * (cell.mean - cell.half):.1f} to {100 * (cell.mean + cell.half):.1f}", str(cell.n), setting, verdict, why, "15_molma", command, exploratory=True)
+    for opponent, values in PRINTED.items() if "molma" in runs else ():
+        for judge, printed in zip(SELF, values):
+            cell = Cell.of(rates(runs["molma"], opponent, judge))
+            strong = f"; with λ = 0.1: {Cell.of(rates(runs['molma_strong'], opponent, judge)).text(True)}" if "molma_strong" in runs else ""
+            rows.append(line(f"MOLMA wins against {OPPONENTS[opponent]}, says {judge}", f"{printed} %", cell, won(float(printed), cell), f"self-judged (M13){strong}"))
+    if "molma" in runs:
+        for judge in SELF:
+            cell = Cell.of(rates(runs["molma"], "unaligned", judge))
+            rows.append(line(f"alignment is what makes MOLMA win, says {judge}", "implied", cell, won(math.nan, cell), "against the same run without alignment, which is SOweighted (M17)"))
+    if "modrl_ppo" in runs:
+        own, other = (Cell.of(np.mean([rates(runs["modrl_ppo"], "start", j) for j in judges], 0)) for judges in (SELF, ("cosine", "grader")))
+        hacked = own.mean - own.half > 0.5 > other.mean + other.half
+        rows.append(line("PPO in place of APA hacks the reward: what neither reward model has seen says", "reported", other, "direction only" if hacked else "not found", f"wins against the start by cosine and grader; by the reward models themselves {own.text(True)}"))
+    return rows
+
+
+def molma_arithmetic() -> Entry:
+    "M: the best average of its Table 2 is a mean over fewer columns."
+    steam, ours = (76.9, 66.8, 63.4), (61.5, 60.8, 73.4)  # on the three columns that RMhelp has
+    mean = lambda values: sum(values) / len(values)
+    return Entry("M", "RMhelp has the best average accuracy of its Table 2", "65.2 %", f"{mean(steam):.1f} % for SteamSHP-XL on the same columns", "", "", "", "contradicted by its own table",
+                 f"RMhelp's {mean(ours):.1f} is a mean of three columns, the others' of five (M12)", "10_reward_models", "")
+
+# %% ../nbs/3a_ledger.ipynb #fc026618
 def printed_numbers(evidence: Evidence, setting: str) -> list[Entry]:
     "C1: the proposed method's three numbers."
     rows = []
@@ -192,13 +232,14 @@ def claimed() -> list[tuple[str, str, str, str, int, str, str]]:
         ("ours", "training adds reward to the mask alone (γ = 0)", "no such row", "works_bandit", 1, "average_reward", "0d_ppo")]
 
 
-def ledger(evidence: Evidence) -> list[Entry]:
-    "All claims, in the paper's order."
+def ledger(evidence: Evidence, molma: Sequence[Mapping] = ()) -> list[Entry]:
+    "All claims, in the papers' order; `molma`: records of seed 003's methods."
     settings = evidence.plan.settings
     rows = [entry for setting in settings for entry in printed_numbers(evidence, setting)] + arithmetic_entries() + size_entries(load_features().card)
     rows += [compared(id, words, printed, question, sign, metric, setting, evidence, notebook)
              for setting in settings for id, words, printed, question, sign, metric, notebook in claimed()]
-    return [entry for id in ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "ours") for entry in rows if entry.id == id]
+    rows += [entry for setting in settings for entry in molma_entries(molma, setting)] + [molma_arithmetic()]
+    return [entry for id in ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "ours", "M") for entry in rows if entry.id == id]
 
 # %% ../nbs/3a_ledger.ipynb #fac022b8
 def _told(evidence: Evidence, question: str, setting: str, metric: str, unit: str = "") -> str:
@@ -239,13 +280,13 @@ def to_markdown(entries: Sequence[Entry]) -> str:
     rows = [[e.id, e.claim, e.setting, e.printed, e.ours, e.interval, e.n, f"**{e.verdict}**" + ("†" if e.exploratory else ""), f"`{e.notebook}`"] for e in entries]
     return "\n".join("| " + " | ".join(map(cell, row)) + " |" for row in [head, ["---"] * len(head), *rows])
 
-# %% ../nbs/3a_ledger.ipynb #53da51c6
+# %% ../nbs/3a_ledger.ipynb #284fdfd9
 def write_ledger(outputs: Path) -> Path:
     "Compute `claims.json` of an outputs folder: {questions: markdown lines, claims: entries}. Raises DataError if there is no run."
     evidence = gather(outputs)
     if not evidence.runs:
         raise DataError(f"{outputs}: no run of the profiles {evidence.plan.profile} or quick; run dualppo reproduce first.")
-    atomic_write(outputs / "claims.json", to_json({"questions": first_screen(evidence), "claims": [asdict(entry) for entry in ledger(evidence)]}))
+    atomic_write(outputs / "claims.json", to_json({"questions": first_screen(evidence), "claims": [asdict(entry) for entry in ledger(evidence, records_at(outputs, "molma"))]}))
     return outputs / "claims.json"
 
 

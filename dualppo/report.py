@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'LABELS', 'METHOD', 'PAPER_TITLE', 'CITE', 'LICENCE', 'STYLE', 'SCRIPT', 'POLICY', 'HEAD', 'AIM', 'text',
            'prose', 'value', 'signed', 'scrolling', 'table_html', 'frame_html', 'decimals', 'folded', 'chip', 'anchors',
-           'ledger', 'arithmetic_html', 'png_size', 'picture', 'pictures', 'drawn', 'study_figures', 'discrepancies',
-           'log_html', 'method_html', 'graded', 'graders_html', 'hacks_html', 'read_frame', 'machine', 'data_html',
-           'manifest_html', 'cite_html', 'Section', 'Page', 'digest', 'render', 'gather', 'numbers_of', 'compared_html',
-           'write_report']
+           'ledger', 'arithmetic_html', 'png_size', 'picture', 'pictures', 'drawn', 'study_figures', 'molma_html',
+           'discrepancies', 'log_html', 'method_html', 'graded', 'graders_html', 'hacks_html', 'read_frame', 'machine',
+           'data_html', 'manifest_html', 'cite_html', 'Section', 'Page', 'digest', 'render', 'gather', 'numbers_of',
+           'compared_html', 'write_report']
 
-# %% ../nbs/3b_report.ipynb #3f828209
+# %% ../nbs/3b_report.ipynb #0fb1612a
 import base64
 import hashlib
 import html
@@ -28,6 +28,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import dualppo
+from . import molma
 from .candidates import SETTINGS, CandidateSpec
 from .claims import arithmetic, texts, verdict
 from .data import DataError, atomic_write, load_json, read_text
@@ -42,7 +43,7 @@ from .policy_class import REFERENCES, learning_figure
 from .runner import manifest
 from .studies import CLASS, HACKING, WEIGHTS, records_of, summary
 from .tables import (NOT_YET, TITLES, Table, build_table, compare, compare_table, comparison_note, configuration, figures_folder, findings,
-                            graph1_table, plain, published_runs, records_at, read_runs, settings_of, summarise, summary_line)
+                            graph1_table, plain, published_runs, records_at, read_runs, settings_of, shown_tables, summarise, summary_line)
 from .weight_rules import trajectories_figure
 
 # %% ../nbs/3b_report.ipynb #1548d61e
@@ -237,6 +238,18 @@ def study_figures(outputs: Path, records: Sequence[Mapping]) -> str:
     references = {name: runs["stress", name] for name in REFERENCES if ("stress", name) in runs}
     parts += [drawn(learning_figure(classes, references), "Class and data", "Average reward on test, a dot per seed; trained by the exact gradient. Exploratory (notebook 3d).")] if classes else []
     return "".join(parts)
+
+# %% ../nbs/3b_report.ipynb #64be9339
+def molma_html(records: Sequence[Mapping]) -> str:
+    "Findings, tables and the scatter of seed 003's methods (notebook 15); '' without runs."
+    if not records:
+        return ""
+    settings = sorted({r["setting"] for r in records})
+    told = "".join(f"<li>{prose(line)}</li>" for line in molma.findings(records))
+    tables = [build_table("molma", records), *(make(records, setting) for make in (molma.wins_table, molma.start_table) for setting in settings)]
+    scatter = [drawn(molma.scatter_figure(records, setting), f"Expected rewards, {setting}", "By the two reward models, 150 test prompts of the first seed; the cross is their mean. Exploratory (notebook 15).")
+               for setting in settings if "so_weighted" in molma.graded_runs(records, setting)]
+    return (f"<ul>{told}</ul>\n" if told else "") + "".join(table_html(table) for table in tables if table.rows) + "".join(scatter)
 
 # %% ../nbs/3b_report.ipynb #9695cedb
 def discrepancies(outputs: Path) -> pd.DataFrame:
@@ -547,7 +560,7 @@ def render(parts: Page) -> str:
 </html>
 """
 
-# %% ../nbs/3b_report.ipynb #b4a8da52
+# %% ../nbs/3b_report.ipynb #ee15eac5
 AIM = ("The paper learns how much helpfulness and how much harmlessness should count in the reward of a dialogue policy. Here its method, its baselines and its ablations run where help and harm "
        "of every possible reply are known, so that each result is an exact expectation with an interval over seeds, beside the value the paper prints. ")
 
@@ -560,7 +573,8 @@ def gather(outputs: Path, published: Path | None = None, folder: str = "quick") 
     records = read_runs(outputs, folder) if records_at(outputs, folder) else []
     bodies = [
         ("claims", "Claims ledger", ledger(*claims) if any(claims := read_ledger(outputs)) else ""),
-        *((name, title, table_html(table, title=False)) for name, title in TITLES.items() if records and (table := build_table(name, records)).rows),
+        *((name, title, table_html(table, title=False)) for name, title in TITLES.items() if records and name in shown_tables(records) and (table := build_table(name, records)).rows),
+        ("molma", "MOLMA, the same bench", molma_html(records_at(outputs, "molma"))),
         ("figures", "Figures", pictures(figures_folder(outputs, folder), records)),
         ("studies", "Studies", study_figures(outputs, records)),
         ("compared", "Beside the published results", compared_html(records, published, folder) if records and published else ""),
@@ -577,7 +591,7 @@ def gather(outputs: Path, published: Path | None = None, folder: str = "quick") 
     found = " ".join(map(prose, findings(records))) if records else text(NOT_YET)
     return Page(AIM + found, numbers_of(records), tuple(Section(*body) for body in bodies if body[2]))
 
-# %% ../nbs/3b_report.ipynb #8487046a
+# %% ../nbs/3b_report.ipynb #533f7a9d
 def numbers_of(records: Sequence[Mapping]) -> tuple[tuple[str, object], ...]:
     "How much was run, for the line below the abstract."
     if not records:
@@ -593,7 +607,7 @@ def compared_html(records: Sequence[Mapping], published: Path, folder: str) -> s
     if theirs is None:
         return ""
     parts = []
-    for name in TITLES:
+    for name in shown_tables(records):
         frame = compare(theirs, records, name)
         parts += [f"<p>{text(TITLES[name])}. {text(summary_line(frame))}</p>\n"] if len(frame) else []
         parts += [table_html(compare_table(frame, name, comparison_note(records, published, folder), setting)) for setting in dict.fromkeys(frame.setting)]
