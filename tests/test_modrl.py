@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -179,8 +180,12 @@ def test_rewards_are_processed_as_written():
 
 
 def test_three_objectives_train_as_two_do(splits):
-    length = lambda env: -env.cand.float() / len(env.pool)                          # any third number per candidate
-    three = replace(splits, **{name: add_objective(getattr(splits, name), "brevity", lambda env: length(env) + 1) for name in ("train", "dev_weights", "dev_stop", "test")})
+    words = torch.from_numpy(np.diff(load_features().tokens["pool"].offsets)).float()
+    brevity = lambda env: 1 / (1 + words[env.cand])
+    three = replace(splits, **{name: add_objective(getattr(splits, name), "brevity", brevity) for name in ("train", "dev_weights", "dev_stop", "test")})
+    short = train_modrl(three, replace(BRIEF, weights=(0.0, 0.0, 1.0), align="none", iterations=10, lr=1e-4), 0)     # all weight on the third objective
+    length = lambda policy: (all_log_probs(policy, three.dev_stop).exp() * words[three.dev_stop.cand]).sum(1).mean()
+    assert length(short.policy) < length(modrl.networks(three.train, BRIEF, 0)[0]) - 0.2
     trained = train_modrl(three, replace(BRIEF, weights=(0.3, 0.3, 0.4)), 0)
     assert trained.curves[-1]["kl"] > 0 and trained.curves[-1]["condition"] >= 1
     m = MODRL([three], replace(BRIEF, weights=(0.3, 0.3, 0.4)), [0])
