@@ -112,7 +112,7 @@ def front_figure(study_records: Mapping[str, Mapping], fronts: Sequence, start: 
     figure.legend(dict(zip(labels, handles)).values(), dict(zip(labels, handles)), loc="outside upper center", ncols=5, frameon=False, fontsize=7)
     return figure
 
-# %% ../nbs/15_molma.ipynb #9404e4b6
+# %% ../nbs/15_molma.ipynb #c1d2a723
 def findings(records: Sequence[Mapping], setting: str = "stress") -> list[str]:
     "What the runs of seed 003's methods say, as markdown; a sentence whose runs are missing is left out."
     runs = graded_runs(records, setting)
@@ -126,8 +126,8 @@ def findings(records: Sequence[Mapping], setting: str = "stress") -> list[str]:
         return f"{cell.mean:+.4f} ± {cell.half:.4f}"
 
     lines = [
-        lambda: f"**MOLMA as printed** hardly leaves its start (KL {kl('molma')} nats): it wins {wins('molma', 'start', 'RMhelp')} by RMhelp and {wins('molma', 'start', 'RMsafe')} by RMsafe, printed 87 and 78. Whitened rewards and λ = .95 allow no more.",
-        lambda: f"**With APA's own λ = .1** it wins {wins('molma_strong', 'start', 'RMhelp')} and {wins('molma_strong', 'start', 'RMsafe')}; cosine to the human's reply, which neither model was trained on, gives it {wins('molma_strong', 'start', 'cosine')}.",
+        lambda: f"**MOLMA as printed** hardly leaves its start (KL {kl('molma')} nats): it wins {wins('molma', 'start', 'RMhelp')} by RMhelp and {wins('molma', 'start', 'RMsafe')} by RMsafe, printed 87 and 78. Whitened rewards and λ = .95 allow little more (notebook 13).",
+        lambda: f"**With APA's own λ = .1** it wins {wins('molma_strong', 'start', 'RMhelp')} and {wins('molma_strong', 'start', 'RMsafe')}; cosine to the human's reply, which is no reward model, gives it {wins('molma_strong', 'start', 'cosine')}.",
         lambda: f"**Against SOweighted** (printed 60 and 60): {wins('molma_strong', 'so_weighted', 'RMhelp')} by RMhelp, {wins('molma_strong', 'so_weighted', 'RMsafe')} by RMsafe with λ = .1; as printed {wins('molma', 'so_weighted', 'RMhelp')} and {wins('molma', 'so_weighted', 'RMsafe')}.",
         lambda: f"**Alignment alone**, all else fixed, λ = .1: {wins('molma_strong', 'unaligned', 'RMhelp')} by RMhelp, {wins('molma_strong', 'unaligned', 'RMsafe')} by RMsafe. What one model gains the other loses: another point, not a better one.",
         lambda: f"**PPO in place of APA**: {wins('modrl_ppo', 'start', 'RMhelp')} and {wins('modrl_ppo', 'start', 'RMsafe')} by the reward models, {wins('modrl_ppo', 'start', 'cosine')} by cosine to the human's reply.",
