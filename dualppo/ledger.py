@@ -139,7 +139,7 @@ def compared(id: str, claim: str, printed: str, question: str, claimed: int, met
         why += f"; from {smallest(metric, answer)} on it would have been found (power 80 %)"
     return Entry(id, claim, printed, value, interval, str(answer.difference.n), setting, word, why, notebook, reproduce(profile), exploratory=profile != evidence.plan.profile)
 
-# %% ../nbs/3a_ledger.ipynb #557b1892
+# %% ../nbs/3a_ledger.ipynb #5afa3ba7
 def won(printed: float, cell: Cell) -> Verdict:
     "Verdict on a printed win rate in per cent from ours, a share; ½ is a draw."
     if cell.holds(printed / 100):
@@ -151,7 +151,7 @@ def won(printed: float, cell: Cell) -> Verdict:
 def molma_entries(records: Sequence[Mapping], setting: str) -> list[Entry]:
     "M: win rates of MOLMA as printed, and reward hacking by PPO in its place; nothing where a run is missing."
     runs, rows, command = graded_runs(records, setting), [], "dualppo reproduce --paper molma"
-    line = lambda claim, printed, cell, verdict, why: Entry("M", claim, printed, cell.text(True).split(" ±")[0], f"{100 * (cell.mean - cell.half):.1f} to {100 * (cell.mean + cell.half):.1f}", str(cell.n), setting, verdict, why, "15_molma", command, exploratory=True)
+    line = lambda claim, printed, cell, verdict, why: Entry("M", claim, printed, f"{100 * cell.mean:.2f}", f"{100 * (cell.mean - cell.half):.2f} to {100 * (cell.mean + cell.half):.2f}", str(cell.n), setting, verdict, why, "15_molma", command, exploratory=True)
     for opponent, values in PRINTED.items() if "molma" in runs else ():
         for judge, printed in zip(SELF, values):
             cell = Cell.of(rates(runs["molma"], opponent, judge))

@@ -560,7 +560,7 @@ def render(parts: Page) -> str:
 </html>
 """
 
-# %% ../nbs/3b_report.ipynb #ee15eac5
+# %% ../nbs/3b_report.ipynb #cbd3d7d8
 AIM = ("The paper learns how much helpfulness and how much harmlessness should count in the reward of a dialogue policy. Here its method, its baselines and its ablations run where help and harm "
        "of every possible reply are known, so that each result is an exact expectation with an interval over seeds, beside the value the paper prints. ")
 
@@ -573,7 +573,7 @@ def gather(outputs: Path, published: Path | None = None, folder: str = "quick") 
     records = read_runs(outputs, folder) if records_at(outputs, folder) else []
     bodies = [
         ("claims", "Claims ledger", ledger(*claims) if any(claims := read_ledger(outputs)) else ""),
-        *((name, title, table_html(table, title=False)) for name, title in TITLES.items() if records and name in shown_tables(records) and (table := build_table(name, records)).rows),
+        *((name, title, table_html(table, title=False)) for name, title in TITLES.items() if records and name != "molma" and name in shown_tables(records) and (table := build_table(name, records)).rows),
         ("molma", "MOLMA, the same bench", molma_html(records_at(outputs, "molma"))),
         ("figures", "Figures", pictures(figures_folder(outputs, folder), records)),
         ("studies", "Studies", study_figures(outputs, records)),
