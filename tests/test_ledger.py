@@ -99,6 +99,13 @@ def test_no_runs_at_all(tmp_path):
     assert all("not yet measured" in line for line in first_screen(nothing)) and "|" in to_markdown(ledger(nothing))
 
 
+@pytest.mark.parametrize("shift, answer", [(0.05, "**Yes.**"), (-0.05, "**No, they are worse.**"), (0.0, "**No, they are equivalent.**")])
+def test_the_first_screen_answers_in_a_word(base, shift, answer):
+    noise = np.random.default_rng(1).normal(0, 0.001, 12)
+    lines = first_screen(evidence(record("dual_ppo_bandit", base + shift + noise), record("fixed_weights_bandit", base)))
+    assert lines[1].startswith(f"**Are learned weights better than fixed ones?** {answer} Average") and [line.count("?** **") for line in lines] == [0, 1, 0, 0]
+
+
 def test_a_verdict_needs_a_test():
     answer = Answer("x", "stress", "harm", Estimate(0.5, 0.4, 0.6, 20), 0.2, 0.2, 0.9, "no difference found")
     assert judged(1, answer) == judged(-1, answer) == "not found"
