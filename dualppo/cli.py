@@ -36,7 +36,7 @@ from .ledger import write_ledger
 from .methods import all_methods, method, nearest
 from .molma import write_molma
 from .report import write_report
-from .runner import (PROFILES, Outcome, Run, check_writable, cost, default_outputs, features_path, grid, job_path, pick_device,
+from .runner import (PROFILES, Outcome, Run, check_writable, cost, data_argument, default_outputs, features_path, grid, job_path, pick_device,
                             profile_folder, run_from, run_grid, run_once)
 from .tables import (Cell, Table, caption, compare, compare_table, comparison_note, per_seed, published_runs, read_runs, refresh, shown_tables, summary_line,
                             write_tables)
@@ -182,7 +182,7 @@ def reproduce(args: Reproduce, console: Console) -> int:
     grid(profile, "embedded", args.device, chosen, args.settings)
     path = features_path(args.data, args.download, console.print)
     check_writable(outputs)
-    data = "embedded" if path == embedded_path() else str(path.resolve())
+    data = data_argument(path)
     settings = usable_settings(args.settings, path, console)
     runs = grid(profile, data, args.device, chosen, settings)
     texts = args.data if Path(args.data).exists() and Path(args.data) != path else ""
@@ -319,7 +319,7 @@ def study(args: Study, console: Console) -> int:
     "What is missing of a study, and its summary. 1 if a run failed."
     outputs, chosen = args.outputs or default_outputs(), studies.study(args.name)
     path = features_path(args.data, report=console.print)
-    data = "embedded" if path == embedded_path() else str(path.resolve())
+    data = data_argument(path)
     runs = list(chosen.runs(data, args.device).values())
     labels = {job_path(outputs, run): label for label, run in chosen.runs(data, args.device).items()}
     console.print(Text(chosen.question))
@@ -351,7 +351,7 @@ def train(args: Train, more: Mapping[str, object], console: Console) -> int:
     pick_device(args.device)
     path = features_path(args.data, report=console.print)
     check_writable(outputs)
-    run = run_from(values | {"overrides": {**more, **parse_changes(args.set)}, "data": "embedded" if path == embedded_path() else str(path.resolve())})
+    run = run_from(values | {"overrides": {**more, **parse_changes(args.set)}, "data": data_argument(path)})
     with console.status("training") as status:
         record = run_once(run, outputs, lambda row: status.update(f"seed {row['seed']}, epoch {row['epoch']}: dev average reward {row['dev_average_reward']:.4f}"))
     shown = per_seed([record]).drop(columns=["method", "title", "setting", "seed"])

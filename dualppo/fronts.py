@@ -8,16 +8,15 @@ __all__ = ['SHOWN', 'fronts_figure']
 # %% ../nbs/3g_fronts.ipynb #0faa3e3b
 from collections.abc import Mapping
 
-from matplotlib.figure import Figure
-
 from .front import Front
 from .tables import Cell
 
 SHOWN = ("random", "similarity", "similarity_mask", "safest", "offset", "sft", "dpo", "so_ppo_bandit", "ppo_lag_bandit", "wo_mask_bandit", "dual_ppo", "dual_ppo_bandit", "exact_gradient", "oracle")
 
 
-def fronts_figure(fronts: Mapping[tuple[str, str], Front], records: Mapping[tuple[str, str], Mapping], sweep: tuple = ((), ())) -> Figure:
+def fronts_figure(fronts: Mapping[tuple[str, str], Front], records: Mapping[tuple[str, str], Mapping], sweep: tuple = ((), ())):
     "Methods with intervals over seeds on the exact front of (setting, part), one panel each; sweep: harm and help of fixed weights without mask, stress test."
+    from matplotlib.figure import Figure
     settings, parts = (list(dict.fromkeys(key[i] for key in fronts)) for i in (0, 1))
     figure = Figure(figsize=(4.4 * len(parts) + .4, 3.1 * len(settings)), dpi=80, layout="constrained")
     axes = figure.subplots(len(settings), len(parts), sharey=True, squeeze=False)

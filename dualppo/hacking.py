@@ -10,7 +10,6 @@ from collections.abc import Mapping
 
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from .baselines import Control
@@ -44,8 +43,9 @@ def best_of_n_curve(env: Env, n: tuple[float, ...] = (1, 1.5, 2, 3, 4, 8, 16, 64
     return pd.DataFrame(rows)
 
 
-def hacking_figure(records: Mapping[str, Mapping], best: pd.DataFrame) -> Figure:
+def hacking_figure(records: Mapping[str, Mapping], best: pd.DataFrame):
     "Proxy, judge and grader against √KL from the start, first seed; dashed: exact gradient, dotted: best of n."
+    from matplotlib.figure import Figure
     figure = Figure(figsize=(9, 3.1), dpi=80, layout="constrained")
     axes = figure.subplots(1, 3)
     for ax, (title, key) in zip(axes, MEASURES.items()):

@@ -7,7 +7,7 @@ __all__ = ['JUDGES', 'OPPONENTS', 'PRINTED', 'rates', 'graded_runs', 'note', 'wi
            'scatter_figure', 'front_figure', 'findings', 'readme_sections', 'write_molma']
 
 # %% ../nbs/15_molma.ipynb #ad67727d
-import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +16,8 @@ import numpy as np
 from .data import DataError, atomic_write
 from .methods import all_methods
 from .modrl import SELF
-from .tables import NOT_YET, Cell, Table, caption, figures_folder, read_runs, records_at, tables_folder, to_csv, to_html, to_markdown, to_png, to_tex
+from .stats import paired
+from .tables import NOT_YET, Cell, Table, caption, figure_png, figures_folder, read_runs, records_at, to_markdown, write_table
 
 # %% ../nbs/15_molma.ipynb #f8fe628b
 JUDGES = {"RMhelp": "RMhelp (self)", "RMsafe": "RMsafe (self)", "cosine": "cosine", "attribution": "attribution", "harm": "harm estimator", "grader": "grader"}
@@ -60,10 +61,8 @@ def start_table(records: Sequence[Mapping], setting: str) -> Table:
 # %% ../nbs/15_molma.ipynb #38781660
 def paired_difference(records: Sequence[Mapping], setting: str, arm: str, base: str, metric: str) -> Cell | None:
     "Mean over shared seeds of arm − base on test, with its interval; None if one is missing."
-    by = {r["method"]: {one["seed"]: one["test"][metric] for one in r["results"]} for r in records if r["setting"] == setting and r["method"] in (arm, base)}
-    if len(by) < 2:
-        return None
-    return Cell.of([by[arm][s] - by[base][s] for s in by[arm] if s in by[base]])
+    runs = {r["method"]: r for r in records if r["setting"] == setting}
+    return Cell.of(np.subtract(*paired(runs[arm], runs[base], metric))) if {arm, base} <= set(runs) else None
 
 # %% ../nbs/15_molma.ipynb #60461cfc
 def scatter_figure(records: Sequence[Mapping], setting: str, names: Sequence[str] = ("so_weighted", "molma", "molma_strong", "modrl_ppo")):
@@ -119,6 +118,12 @@ def findings(records: Sequence[Mapping], setting: str = "stress") -> list[str]:
     wins = lambda name, opponent, judge: Cell.of(rates(runs[name], opponent, judge)).text(True) + " %"
     kl = lambda name: Cell.of([one["curves"][-1]["kl"] for one in runs[name]["results"]]).text(False)
 
+    def trade(name: str, opponent: str) -> str:
+        help_, safe = (Cell.of(rates(runs[name], opponent, judge)) for judge in SELF)
+        signs = {0 if cell.holds(.5) else math.copysign(1, cell.mean - .5) for cell in (help_, safe)}
+        return {frozenset({1, -1}): "; what one model gains the other loses", frozenset({1}): "; both gain", frozenset({-1}): "; both lose",
+                frozenset({0}): "; neither differs from 50"}.get(frozenset(signs), "")
+
     def gap(arm: str, base: str, metric: str) -> str:
         cell = paired_difference(records, setting, arm, base, metric)
         if cell is None:
@@ -126,10 +131,10 @@ def findings(records: Sequence[Mapping], setting: str = "stress") -> list[str]:
         return f"{cell.mean:+.4f} ± {cell.half:.4f}"
 
     lines = [
-        lambda: f"**MOLMA as printed** hardly leaves its start (KL {kl('molma')} nats): it wins {wins('molma', 'start', 'RMhelp')} by RMhelp and {wins('molma', 'start', 'RMsafe')} by RMsafe, printed 87 and 78. Whitened rewards and λ = .95 allow little more (notebook 13).",
+        lambda: f"**MOLMA as printed** ends at a KL of {kl('molma')} nats from its start, and wins {wins('molma', 'start', 'RMhelp')} against it by RMhelp and {wins('molma', 'start', 'RMsafe')} by RMsafe, printed 87 and 78.",
         lambda: f"**With APA's own λ = .1** it wins {wins('molma_strong', 'start', 'RMhelp')} and {wins('molma_strong', 'start', 'RMsafe')}; cosine to the human's reply, which is no reward model, gives it {wins('molma_strong', 'start', 'cosine')}.",
         lambda: f"**Against SOweighted** (printed 60 and 60): {wins('molma_strong', 'so_weighted', 'RMhelp')} by RMhelp, {wins('molma_strong', 'so_weighted', 'RMsafe')} by RMsafe with λ = .1; as printed {wins('molma', 'so_weighted', 'RMhelp')} and {wins('molma', 'so_weighted', 'RMsafe')}.",
-        lambda: f"**Alignment alone**, all else fixed, λ = .1: {wins('molma_strong', 'unaligned', 'RMhelp')} by RMhelp, {wins('molma_strong', 'unaligned', 'RMsafe')} by RMsafe. What one model gains the other loses: another point, not a better one.",
+        lambda: f"**Alignment alone**, all else fixed, λ = .1: {wins('molma_strong', 'unaligned', 'RMhelp')} by RMhelp, {wins('molma_strong', 'unaligned', 'RMsafe')} by RMsafe{trade('molma_strong', 'unaligned')}.",
         lambda: f"**PPO in place of APA**: {wins('modrl_ppo', 'start', 'RMhelp')} and {wins('modrl_ppo', 'start', 'RMsafe')} by the reward models, {wins('modrl_ppo', 'start', 'cosine')} by cosine to the human's reply.",
         lambda: f"**Alignment inside dual-objective PPO** changes the average reward by {gap('dual_ppo_aligned', 'dual_ppo_unaligned', 'average_reward')}, harm by {gap('dual_ppo_aligned', 'dual_ppo_unaligned', 'harm')}.",
         lambda: f"**On the bench's own rewards** (λ = .1) alignment changes the average reward by {gap('molma_given', 'molma_given_unaligned', 'average_reward')}."]
@@ -157,18 +162,13 @@ def write_molma(outputs: Path, folder: str) -> list[Path]:
         records = read_runs(outputs, folder)
     except DataError:
         return []
-    tables, figures, written = tables_folder(outputs, folder), figures_folder(outputs, folder), []
+    written = []
     for setting in sorted({r["setting"] for r in records}):
         for table in (make(records, setting) for make in (wins_table, start_table)):
             if table.rows:
-                forms = {"csv": to_csv(table), "md": to_markdown(table), "tex": to_tex(table), "html": to_html(table)}
-                for suffix, text in forms.items():
-                    atomic_write(tables / f"{table.name}.{suffix}", text)
-                atomic_write(figures / f"{table.name}.png", to_png(table))
-                written += [*(tables / f"{table.name}.{suffix}" for suffix in forms), figures / f"{table.name}.png"]
+                written += write_table(table, outputs, folder)
         if graded_runs(records, setting).keys() & {"so_weighted", "molma", "molma_strong", "modrl_ppo"}:
-            buffer = io.BytesIO()
-            scatter_figure(records, setting).savefig(buffer, format="png", metadata={"Software": None})
-            atomic_write(figures / f"molma_scatter_{setting}.png", buffer.getvalue())
-            written.append(figures / f"molma_scatter_{setting}.png")
+            path = figures_folder(outputs, folder) / f"molma_scatter_{setting}.png"
+            atomic_write(path, figure_png(scatter_figure(records, setting)))
+            written.append(path)
     return written

@@ -9,7 +9,6 @@ __all__ = ['REFERENCES', 'by_class', 'reference_reward', 'learning_figure']
 from collections.abc import Mapping
 
 import numpy as np
-from matplotlib.figure import Figure
 
 
 def by_class(records: Mapping[str, Mapping], metric: str = "average_reward") -> dict[str, dict[float, np.ndarray]]:
@@ -26,8 +25,9 @@ def reference_reward(record: Mapping, seeds: set[int]) -> float:
     return float(np.mean([one["test"]["average_reward"] for one in record["results"] if one["seed"] in seeds]))
 
 
-def learning_figure(records: Mapping[str, Mapping], references: Mapping[str, Mapping]) -> Figure:
+def learning_figure(records: Mapping[str, Mapping], references: Mapping[str, Mapping]):
     "Average reward on test by share of the training dialogues and class; a dot is a seed, lines across are references on the same seeds."
+    from matplotlib.figure import Figure
     figure = Figure(figsize=(5.6, 3.4), dpi=80, layout="constrained")
     ax = figure.subplots()
     for i, (policy, shares) in enumerate(by_class(records).items()):

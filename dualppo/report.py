@@ -15,7 +15,7 @@ import base64
 import hashlib
 import html
 import inspect
-import io
+
 import math
 import re
 import struct
@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 import dualppo
 from . import molma
@@ -42,7 +41,7 @@ from .ledger import Entry, Verdict, read_ledger
 from .policy_class import REFERENCES, learning_figure
 from .runner import manifest
 from .studies import CLASS, HACKING, WEIGHTS, records_of, summary
-from .tables import (NOT_YET, TITLES, Table, build_table, compare, compare_table, comparison_note, configuration, figures_folder, findings,
+from .tables import (NOT_YET, TITLES, Table, build_table, compare, compare_table, comparison_note, configuration, figure_png, figures_folder, findings,
                             graph1_table, plain, published_runs, records_at, read_runs, settings_of, shown_tables, summarise, summary_line)
 from .weight_rules import trajectories_figure
 
@@ -216,11 +215,9 @@ def _caption(path: Path, records: Sequence[Mapping]) -> tuple[str, str]:
     return path.stem.replace("_", " ").capitalize(), read_text(beside) if beside.is_file() else ""
 
 # %% ../nbs/3b_report.ipynb #7600f061
-def drawn(figure: Figure, title: str, note: str) -> str:
-    "A matplotlib figure as a picture without a date, so that the same numbers give the same bytes."
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return picture(buffer.getvalue(), Path(title), title, note)
+def drawn(figure, title: str, note: str) -> str:
+    "A matplotlib figure as a picture."
+    return picture(figure_png(figure), Path(title), title, note)
 
 
 def study_figures(outputs: Path, records: Sequence[Mapping]) -> str:

@@ -9,7 +9,6 @@ __all__ = ['alpha_share', 'literal_share', 'trajectories_figure']
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 
 
 def alpha_share(curves: Sequence[Mapping]) -> np.ndarray:
@@ -24,8 +23,9 @@ def literal_share(curves: Sequence[Mapping], eta: float = 0.01) -> np.ndarray:
     return (0.5 + eta * help_) / (1 + eta * (help_ + safe))
 
 
-def trajectories_figure(records: Mapping[str, Mapping]) -> Figure:
+def trajectories_figure(records: Mapping[str, Mapping]):
     "The share of α by epoch, one panel per learned rule and one line per seed; dotted: the closed form of the literal rule."
+    from matplotlib.figure import Figure
     learned = {label: record for label, record in records.items() if not label.startswith("fixed")}
     figure = Figure(figsize=(9, 3.6), dpi=80, layout="constrained")
     axes = figure.subplots(2, -(-len(learned) // 2), sharex=True, sharey=True, squeeze=False)

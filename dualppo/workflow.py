@@ -19,9 +19,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .data import SCRATCH, DataError, atomic_write, sha256_of
-from .features import embedded_path
+
 from .jobs import at_work, lock
-from .runner import (Outcome, Run, check_writable, child_command, describe, features_path, from_here, grid, job_path, last_line, missing,
+from .runner import (Outcome, Run, check_writable, child_command, data_argument, describe, features_path, from_here, grid, job_path, last_line, missing,
                             notebook_path, one_of, package_folder, parameters_of, profile_folder, read_record, run_from, to_json)
 
 # %% ../nbs/45_workflow.ipynb #4aab6187
@@ -184,7 +184,7 @@ def plan_of(values: Mapping[str, object]) -> Plan:
     if braced := [path for path in (config.outputs, config.data) if {"{", "}"} & set(path)]:
         raise DataError(f"{braced[0]}: Snakemake takes braces in a path for wildcards; use another name, or --engine local.")
     path = features_path(config.data, report=lambda text: print(text, file=sys.stderr))
-    runs = grid(config.profile, "embedded" if path == embedded_path() else str(path.resolve()), config.device, config.methods, config.settings)
+    runs = grid(config.profile, data_argument(path), config.device, config.methods, config.settings)
     return Plan(config, path, tuple(replace(run, seeds=tuple(range(config.seeds))) if config.seeds else run for run in runs))
 
 # %% ../nbs/45_workflow.ipynb #15c545bb
