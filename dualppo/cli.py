@@ -108,6 +108,7 @@ class Report:
     "Compute the claims ledger (claims.json) of the runs that are there, and write report.html, one page that needs nothing else."
 
     outputs: Path | None = None  # where the runs lie; default: outputs/local
+    profile: str | None = None  # whose tables the page shows; default: paper where all of it has run, else quick
 
 
 @dataclass(frozen=True)
@@ -339,7 +340,7 @@ def study(args: Study, console: Console) -> int:
 def report(args: Report, console: Console) -> int:
     "The ledger and the page."
     outputs = args.outputs or default_outputs()
-    console.print(Text(f"Written: {write_ledger(outputs)}, {write_report(outputs)}"))
+    console.print(Text(f"Written: {write_ledger(outputs)}, {write_report(outputs, folder=args.profile)}"))
     return 0
 
 

@@ -128,7 +128,7 @@ def findings(records: Sequence[Mapping], setting: str = "stress") -> list[str]:
         cell = paired_difference(records, setting, arm, base, metric)
         if cell is None:
             raise KeyError(arm)
-        return f"{cell.mean:+.4f} ± {cell.half:.4f}"
+        return f"{100 * cell.mean:+.1f} ± {100 * cell.half:.1f} pp" if metric == "harm" else f"{cell.mean:+.4f} ± {cell.half:.4f}"
 
     lines = [
         lambda: f"**MOLMA as printed** ends at a KL of {kl('molma')} nats from its start, and wins {wins('molma', 'start', 'RMhelp')} against it by RMhelp and {wins('molma', 'start', 'RMsafe')} by RMsafe, printed 87 and 78.",

@@ -42,7 +42,7 @@ from .policy_class import REFERENCES, learning_figure
 from .runner import manifest
 from .studies import CLASS, HACKING, WEIGHTS, records_of, summary
 from .tables import (NOT_YET, TITLES, Table, build_table, compare, compare_table, comparison_note, configuration, figure_png, figures_folder, findings,
-                            graph1_table, plain, published_runs, records_at, read_runs, settings_of, shown_tables, summarise, summary_line)
+                            graph1_table, plain, published_runs, records_at, read_runs, settings_of, shown_folder, shown_tables, summarise, summary_line)
 from .weight_rules import trajectories_figure
 
 # %% ../nbs/3b_report.ipynb #1548d61e
@@ -562,8 +562,8 @@ AIM = ("The paper learns how much helpfulness and how much harmlessness should c
        "of every possible reply are known, so that each result is an exact expectation with an interval over seeds, beside the value the paper prints. ")
 
 
-def gather(outputs: Path, published: Path | None = None, folder: str = "quick") -> Page:
-    """Everything that a folder of outputs holds, as a page; what is missing is left out.
+def gather(outputs: Path, published: Path | None, folder: str) -> Page:
+    """Everything that a folder of outputs holds, as a page with the tables of one profile; what is missing is left out.
 
     Raises DataError if a file that is there cannot be read.
     """
@@ -611,12 +611,12 @@ def compared_html(records: Sequence[Mapping], published: Path, folder: str) -> s
     return "".join(parts)
 
 
-def write_report(outputs: Path, published: Path | None = None, folder: str = "quick") -> Path:
+def write_report(outputs: Path, published: Path | None = None, folder: str | None = None) -> Path:
     """Write `report.html` into a folder of outputs, whole or not at all; returns its path.
 
-    published: committed results to stand beside these, if they are others. Raises DataError if a file cannot be read or written.
+    published: committed results to stand beside these, if they are others. folder: whose tables; default: see `shown_folder`. Raises DataError if a file cannot be read or written.
     """
     outputs = Path(outputs)
     other = Path(published) if published and Path(published).resolve() != outputs.resolve() else None
-    atomic_write(path := outputs / "report.html", render(gather(outputs, other, folder)))
+    atomic_write(path := outputs / "report.html", render(gather(outputs, other, folder or shown_folder(outputs))))
     return path

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'TITLES', 'Summary', 'STYLE', 'NOT_YET', 'TABLE1', 'rows_of', 'shown_tables', 'printed', 'one_folder',
-           'records_at', 'read_runs', 'per_seed', 'Cell', 'summarise', 'wide', 'settings_of', 'Table', 'plain', 'inert',
-           'caption', 'build_table', 'markdown_safe', 'to_markdown', 'to_csv', 'tex_safe', 'to_tex', 'to_html',
-           'to_png', 'figure_png', 'graph1_table', 'graph1', 'compare', 'compare_table', 'tables_folder',
+           'records_at', 'read_runs', 'shown_folder', 'per_seed', 'Cell', 'summarise', 'wide', 'settings_of', 'Table',
+           'plain', 'inert', 'caption', 'build_table', 'markdown_safe', 'to_markdown', 'to_csv', 'tex_safe', 'to_tex',
+           'to_html', 'to_png', 'figure_png', 'graph1_table', 'graph1', 'compare', 'compare_table', 'tables_folder',
            'figures_folder', 'write_table', 'write_tables', 'refresh', 'published_runs', 'comparison_note',
            'summary_line', 'readme_sections', 'findings', 'configuration', 'curves', 'mask_effect', 'examples']
 
@@ -21,6 +21,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ from .data import DataError, atomic_write, load_dialogues, normalise, sha256_of
 from .features import REFUSALS
 from .methods import all_methods
 from .metrics import METRICS
-from .runner import CONTROLS, manifest, read_record, to_json
+from .runner import CONTROLS, PROFILES, manifest, read_record, to_json
 
 # %% ../nbs/42_tables.ipynb #f1049fdd
 SHOWN = {"good": ("Helpfulness %", True), "harm": ("Harmfulness %", True), "average_reward": ("Avg. reward", False)}
@@ -85,6 +86,12 @@ def read_runs(outputs: Path, folder: str = "quick") -> list[dict]:
         raise DataError(f"{outputs / 'runs' / folder}: no finished run there; run `dualppo reproduce` first.")
     common = Counter(r["data_sha256"] for r in records).most_common(1)[0][0]
     return [r for r in records if r["data_sha256"] == common]
+
+
+def shown_folder(outputs: Path) -> str:
+    "The folder of runs that README and report show: the registered profile's where each of its methods has run in both settings, else `quick`."
+    ran = {(r["setting"], r["method"]) for r in records_at(outputs, "paper")}
+    return "paper" if ran >= set(product(SETTINGS, PROFILES["paper"].methods)) else "quick"
 
 
 def per_seed(records: Iterable[Mapping]) -> pd.DataFrame:
@@ -458,7 +465,7 @@ NOT_YET = "Not computed yet: run `make reproduce`."
 
 def readme_sections(published: Path) -> dict[str, str]:
     "What stands between the README's markers: `tables` and `findings`, as markdown."
-    records = published_runs(published, "quick")
+    records = published_runs(published, shown_folder(published))
     if records is None:
         return {"tables": NOT_YET, "findings": NOT_YET}
     tables = "\n\n".join(to_markdown(build_table(name, records)).strip() for name in shown_tables(records))

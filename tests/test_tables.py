@@ -11,7 +11,7 @@ from dualppo import tables
 from dualppo.data import DataError
 from dualppo.methods import all_methods, method
 from dualppo.metrics import METRICS
-from dualppo.runner import SCHEMA, to_json
+from dualppo.runner import PROFILES, SCHEMA, to_json
 
 NAMES = ("random", "similarity", "similarity_mask", "oracle", "sft", "dual_ppo", "wo_mask_bandit")
 
@@ -23,10 +23,10 @@ def record(name, setting, base=.5, seeds=3, data="a" * 64, label="embedded") -> 
             "data_sha256": data, "data": {"name": label, "sha256": data, "exchanges": 10, "dialogues": 2}, "results": results}
 
 
-def store(outputs, records) -> None:
+def store(outputs, records, folder="quick") -> None:
     """Write records where a grid would."""
     for r in records:
-        path = outputs / "runs" / "quick" / r["setting"] / f"{r['method']}.json"
+        path = outputs / "runs" / folder / r["setting"] / f"{r['method']}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(to_json(r))
 
@@ -137,6 +137,14 @@ def test_readme_sections_come_from_the_runs_alone(outputs, tmp_path):
     sections = tables.readme_sections(outputs)
     assert set(sections) == {"tables", "findings"} and sections == tables.readme_sections(outputs)
     assert "Table 2" in sections["tables"] and "78.4 ± 3.9" in sections["tables"] and sections["findings"].startswith("- ")
+
+
+def test_the_registered_profile_is_shown_once_it_is_whole(outputs):
+    whole = [record(n, s) for n in PROFILES["paper"].methods for s in ("clean", "stress")]
+    store(outputs, whole[:-1], "paper")
+    assert tables.shown_folder(outputs) == "quick"
+    store(outputs, whole[-1:], "paper")
+    assert tables.shown_folder(outputs) == "paper"
 
 
 def test_one_seed_has_no_interval():
