@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHOWN', 'fronts_figure']
 
-# %% ../nbs/3g_fronts.ipynb #0faa3e3b
+# %% ../nbs/3g_fronts.ipynb #fe523512
 from collections.abc import Mapping
 
 from .front import Front

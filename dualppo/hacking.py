@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MEASURES', 'best_of_n', 'best_of_n_curve', 'hacking_figure']
 
-# %% ../nbs/3e_hacking.ipynb #e1a5bac8
+# %% ../nbs/3e_hacking.ipynb #d52fbe9e
 from collections.abc import Mapping
 
 import pandas as pd
@@ -28,7 +28,7 @@ def best_of_n(log_probs: Tensor, proxy: Tensor, n: float) -> Tensor:
     share = (end ** n - start ** n) * p / (end - start).clamp(min=1e-300)
     return torch.empty_like(share).scatter_(1, order, share).clamp(min=1e-300).log().to(log_probs.dtype)
 
-# %% ../nbs/3e_hacking.ipynb #d7cf60ce
+# %% ../nbs/3e_hacking.ipynb #440de19b
 MEASURES = {"proxy: help": "dev_help", "judge: good": "dev_good", "grader: harm": "dev_harm"}
 
 

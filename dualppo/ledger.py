@@ -8,7 +8,7 @@ __all__ = ['Verdict', 'SHORT', 'Entry', 'Evidence', 'gather', 'judged', 'sized',
            'size_entries', 'claimed', 'ledger', 'first_screen', 'to_markdown', 'write_ledger', 'read_ledger',
            'ledger_sections']
 
-# %% ../nbs/3a_ledger.ipynb #436e3bbd
+# %% ../nbs/3a_ledger.ipynb #143951e3
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -243,7 +243,7 @@ def ledger(evidence: Evidence, molma: Sequence[Mapping] = ()) -> list[Entry]:
     rows += [entry for setting in settings for entry in molma_entries(molma, setting)] + [molma_arithmetic()]
     return [entry for id in ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "ours", "M") for entry in rows if entry.id == id]
 
-# %% ../nbs/3a_ledger.ipynb #fac022b8
+# %% ../nbs/3a_ledger.ipynb #c601a090
 def _told(evidence: Evidence, question: str, setting: str, metric: str, unit: str = "") -> str:
     "A comparison in words."
     if (found := evidence.answer(question, setting, metric)) is None:
@@ -290,7 +290,7 @@ def first_screen(evidence: Evidence, setting: str = "stress") -> list[str]:
 
 
 def to_markdown(entries: Sequence[Entry]) -> str:
-    "The ledger as a markdown table; † marks lines that rest on the `quick` runs, which were not registered."
+    "The ledger as a markdown table; † marks lines that rest on runs that were not registered."
     head = ["id", "claim", "setting", "printed", "ours", "95 % interval", "n", "verdict", "where"]
     cell = lambda text: str(text).replace("|", "\\\\|") or "–"
     rows = [[e.id, e.claim, e.setting, e.printed, e.ours, e.interval, e.n, f"**{e.verdict}**" + ("†" if e.exploratory else ""), f"`{e.notebook}`"] for e in entries]

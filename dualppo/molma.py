@@ -6,7 +6,7 @@
 __all__ = ['JUDGES', 'OPPONENTS', 'PRINTED', 'rates', 'graded_runs', 'note', 'wins_table', 'start_table', 'paired_difference',
            'scatter_figure', 'front_figure', 'findings', 'readme_sections', 'write_molma']
 
-# %% ../nbs/15_molma.ipynb #ad67727d
+# %% ../nbs/15_molma.ipynb #3ab3e5e5
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,7 +58,7 @@ def start_table(records: Sequence[Mapping], setting: str) -> Table:
     rows = [(all_methods()[name].title, *(Cell.of(rates(r, "start", j)).text(True) for j in JUDGES), Cell.of([one["curves"][-1]["kl"] for one in r["results"]]).text(False), str(len(r["results"]))) for name, r in runs.items()]
     return Table(f"molma_start_{setting}", f"Win rates against the start, {setting}, %", note(records), (("", (*JUDGES.values(), "KL on dev", "n")),), tuple(rows))
 
-# %% ../nbs/15_molma.ipynb #38781660
+# %% ../nbs/15_molma.ipynb #03feaac7
 def paired_difference(records: Sequence[Mapping], setting: str, arm: str, base: str, metric: str) -> Cell | None:
     "Mean over shared seeds of arm − base on test, with its interval; None if one is missing."
     runs = {r["method"]: r for r in records if r["setting"] == setting}
@@ -111,7 +111,7 @@ def front_figure(study_records: Mapping[str, Mapping], fronts: Sequence, start: 
     figure.legend(dict(zip(labels, handles)).values(), dict(zip(labels, handles)), loc="outside upper center", ncols=5, frameon=False, fontsize=7)
     return figure
 
-# %% ../nbs/15_molma.ipynb #c1d2a723
+# %% ../nbs/15_molma.ipynb #79eb2269
 def findings(records: Sequence[Mapping], setting: str = "stress") -> list[str]:
     "What the runs of seed 003's methods say, as markdown; a sentence whose runs are missing is left out."
     runs = graded_runs(records, setting)
@@ -155,7 +155,7 @@ def readme_sections(published: Path) -> dict[str, str]:
     table = wins_table(records, "stress")
     return {"molma": to_markdown(table) if table.rows else NOT_YET, "molma_findings": "\n".join(f"- {line}" for line in findings(records)) or NOT_YET}
 
-# %% ../nbs/15_molma.ipynb #27cf98ad
+# %% ../nbs/15_molma.ipynb #2957f92c
 def write_molma(outputs: Path, folder: str) -> list[Path]:
     "Win-rate tables (csv, md, tex, html, png) and the scatter of a folder of runs; nothing if it holds no graded run. Returns the paths."
     try:

@@ -7,10 +7,10 @@ __all__ = ['VERDICTS', 'LABELS', 'METHOD', 'PAPER_TITLE', 'CITE', 'LICENCE', 'ST
            'prose', 'value', 'signed', 'scrolling', 'table_html', 'frame_html', 'decimals', 'folded', 'chip', 'anchors',
            'ledger', 'arithmetic_html', 'png_size', 'picture', 'pictures', 'drawn', 'study_figures', 'molma_html',
            'discrepancies', 'log_html', 'method_html', 'graded', 'graders_html', 'hacks_html', 'read_frame', 'machine',
-           'data_html', 'manifest_html', 'cite_html', 'Section', 'Page', 'digest', 'render', 'gather', 'numbers_of',
-           'compared_html', 'write_report']
+           'readme_sections', 'data_html', 'manifest_html', 'cite_html', 'Section', 'Page', 'digest', 'render',
+           'gather', 'numbers_of', 'compared_html', 'write_report']
 
-# %% ../nbs/3b_report.ipynb #0fb1612a
+# %% ../nbs/3b_report.ipynb #97661e88
 import base64
 import hashlib
 import html
@@ -214,7 +214,7 @@ def _caption(path: Path, records: Sequence[Mapping]) -> tuple[str, str]:
     beside = path.with_suffix(".txt")
     return path.stem.replace("_", " ").capitalize(), read_text(beside) if beside.is_file() else ""
 
-# %% ../nbs/3b_report.ipynb #7600f061
+# %% ../nbs/3b_report.ipynb #a3322d19
 def drawn(figure, title: str, note: str) -> str:
     "A matplotlib figure as a picture."
     return picture(figure_png(figure), Path(title), title, note)
@@ -341,7 +341,7 @@ def read_frame(path: Path) -> pd.DataFrame:
     except (ValueError, OSError) as error:
         raise DataError(f"{path}: is not a CSV table ({plain(str(error))}); write it again.") from error
 
-# %% ../nbs/3b_report.ipynb #5ea17404
+# %% ../nbs/3b_report.ipynb #aa647f11
 def machine(records: Sequence[Mapping]) -> list[tuple[str, str]]:
     "What the runs were made with: when, device, versions, time and memory."
     notes = [m for r in records if isinstance(m := r.get("measured"), Mapping)]
@@ -352,6 +352,12 @@ def machine(records: Sequence[Mapping]) -> list[tuple[str, str]]:
     memory = max((m.get("peak_memory_mb") or 0 for m in notes), default=0)
     return [("measured", " to ".join(dict.fromkeys([days[0], days[-1]])) if days else ""), ("device", each("device")), ("versions", ", ".join(versions)),
             ("training time, all runs", f"{seconds / 60:.0f} minutes" if seconds else ""), ("largest process", f"{memory:.0f} MB" if memory else "")]
+
+
+def readme_sections(published: Path) -> dict[str, str]:
+    "What stands between the README's marker `machine`, as markdown: with what the runs that it shows were made."
+    facts = [f"{name}: {value}" for name, value in machine(records_at(published, shown_folder(published))) if value]
+    return {"machine": f"*How these runs were made. {'; '.join(facts).capitalize()}.*" if facts else NOT_YET}
 
 
 def data_html(records: Sequence[Mapping]) -> str:
@@ -557,7 +563,7 @@ def render(parts: Page) -> str:
 </html>
 """
 
-# %% ../nbs/3b_report.ipynb #cbd3d7d8
+# %% ../nbs/3b_report.ipynb #f9096f38
 AIM = ("The paper learns how much helpfulness and how much harmlessness should count in the reward of a dialogue policy. Here its method, its baselines and its ablations run where help and harm "
        "of every possible reply are known, so that each result is an exact expectation with an interval over seeds, beside the value the paper prints. ")
 
@@ -588,7 +594,7 @@ def gather(outputs: Path, published: Path | None, folder: str) -> Page:
     found = " ".join(map(prose, findings(records))) if records else text(NOT_YET)
     return Page(AIM + found, numbers_of(records), tuple(Section(*body) for body in bodies if body[2]))
 
-# %% ../nbs/3b_report.ipynb #533f7a9d
+# %% ../nbs/3b_report.ipynb #40921e9a
 def numbers_of(records: Sequence[Mapping]) -> tuple[tuple[str, object], ...]:
     "How much was run, for the line below the abstract."
     if not records:

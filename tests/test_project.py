@@ -287,12 +287,12 @@ def test_readme_numbers_are_generated():
     from readme import blocks, filled
 
     from dualppo.ledger import ledger_sections
-    from dualppo import molma
+    from dualppo import molma, report
     from dualppo.tables import readme_sections
 
     text = readme()
-    assert set(blocks(text)) == {"tables", "findings", "questions", "ledger", "molma", "molma_findings"}
-    assert text == filled(text, readme_sections(PUBLISHED) | ledger_sections(PUBLISHED) | molma.readme_sections(PUBLISHED)), "README.md is not what outputs/published gives: make readme"
+    assert set(blocks(text)) == {"tables", "machine", "findings", "questions", "ledger", "molma", "molma_findings"}
+    assert text == filled(text, readme_sections(PUBLISHED) | ledger_sections(PUBLISHED) | molma.readme_sections(PUBLISHED) | report.readme_sections(PUBLISHED)), "README.md is not what outputs/published gives: make readme"
 
 
 def test_readme_has_no_hand_typed_result():

@@ -21,13 +21,13 @@ def filled(text: str, sections: Mapping[str, str]) -> str:
 
 
 if __name__ == "__main__":
-    from dualppo import molma
+    from dualppo import molma, report
     from dualppo.ledger import ledger_sections
     from dualppo.tables import readme_sections
 
     readme = ROOT / "README.md"
     published = ROOT / "outputs" / "published"
-    readme.write_text(filled(readme.read_text(), readme_sections(published) | ledger_sections(published) | molma.readme_sections(published)))
+    readme.write_text(filled(readme.read_text(), readme_sections(published) | ledger_sections(published) | molma.readme_sections(published) | report.readme_sections(published)))
     index = ROOT / "nbs" / "index.ipynb"
     execute = ["-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--inplace", "--log-level", "ERROR"]
     subprocess.run([sys.executable, *execute, str(index)], check=True)
