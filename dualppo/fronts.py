@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHOWN', 'fronts_figure']
 
-# %% ../nbs/3g_fronts.ipynb #fe523512
+# %% ../nbs/3g_fronts.ipynb #12a78687
 from collections.abc import Mapping
 
 from .front import Front
@@ -27,6 +27,10 @@ def fronts_figure(fronts: Mapping[tuple[str, str], Front], records: Mapping[tupl
             if record := records.get((setting, name)):
                 harm, help_ = (Cell.of([one[part][metric] for one in record["results"]]) for metric in ("p_harm", "help"))
                 ax.errorbar(harm.mean, help_.mean, xerr=harm.half, yerr=help_.half, fmt="osD^vP*"[i % 7], ms=4, lw=.7, color=f"C{i % 10}", label=name.replace("_", " "))
+        others = [record for (own, name), record in records.items() if own == setting and name not in SHOWN]
+        if others:
+            harm, help_ = ([Cell.of([one[part][metric] for one in record["results"]]) for record in others] for metric in ("p_harm", "help"))
+            ax.errorbar([c.mean for c in harm], [c.mean for c in help_], xerr=[c.half for c in harm], yerr=[c.half for c in help_], fmt="x", ms=3, lw=.5, color="0.5", zorder=1, label="the other rows")
         if (setting, part) == ("stress", "test"):
             ax.plot(*sweep, "-", color="0.6", lw=1, label="fixed weights, no mask")
         ax.set(title=f"{setting}, {part}", xlabel="E[p_harm]", xlim=(-.01, .06) if setting == "clean" else (-.02, .42))

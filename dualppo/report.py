@@ -341,7 +341,7 @@ def read_frame(path: Path) -> pd.DataFrame:
     except (ValueError, OSError) as error:
         raise DataError(f"{path}: is not a CSV table ({plain(str(error))}); write it again.") from error
 
-# %% ../nbs/3b_report.ipynb #aa647f11
+# %% ../nbs/3b_report.ipynb #827b95ce
 def machine(records: Sequence[Mapping]) -> list[tuple[str, str]]:
     "What the runs were made with: when, device, versions, time and memory."
     notes = [m for r in records if isinstance(m := r.get("measured"), Mapping)]
@@ -357,7 +357,7 @@ def machine(records: Sequence[Mapping]) -> list[tuple[str, str]]:
 def readme_sections(published: Path) -> dict[str, str]:
     "What stands between the README's marker `machine`, as markdown: with what the runs that it shows were made."
     facts = [f"{name}: {value}" for name, value in machine(records_at(published, shown_folder(published))) if value]
-    return {"machine": f"*How these runs were made. {'; '.join(facts).capitalize()}.*" if facts else NOT_YET}
+    return {"machine": f"*How these runs were made: {'; '.join(facts)}.*" if facts else NOT_YET}
 
 
 def data_html(records: Sequence[Mapping]) -> str:
