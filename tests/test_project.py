@@ -317,8 +317,10 @@ def test_readme_example_trains_a_policy(tmp_path):
 
 
 def test_index_shows_the_published_tables():
+    from dualppo.tables import shown_folder, tables_folder
+
     shown = (ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8")
-    tables = sorted((PUBLISHED / "tables").glob("table?.md"))
+    tables = sorted(tables_folder(PUBLISHED, shown_folder(PUBLISHED)).glob("table?.md"))
     assert {"table2", "table3"} <= {path.stem for path in tables}, "outputs/published/tables lacks a table"
     for path in tables:
         for line in filter(None, path.read_text(encoding="utf-8").splitlines()):
