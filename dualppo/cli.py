@@ -340,6 +340,8 @@ def study(args: Study, console: Console) -> int:
 def report(args: Report, console: Console) -> int:
     "The ledger and the page."
     outputs = args.outputs or default_outputs()
+    if args.profile:
+        read_runs(outputs, args.profile)  # a folder without runs is a mistake, not an empty page
     console.print(Text(f"Written: {write_ledger(outputs)}, {write_report(outputs, folder=args.profile)}"))
     return 0
 

@@ -486,7 +486,7 @@ def findings(records: Sequence[Mapping]) -> list[str]:
         lambda: f"**What training adds.** Stress, average reward: similarity + mask {text('similarity_mask', 'average_reward')}, dual-objective PPO with Table 1's γ {text('dual_ppo', 'average_reward')}, "
                 f"with γ = 0 {text('dual_ppo_bandit', 'average_reward')}, with the exact baseline {text('dual_ppo_exact', 'average_reward')}; the best possible is {text('oracle', 'average_reward')}.",
         lambda: f"**One offset vector**, the same 384 numbers for every state, reaches {text('offset', 'average_reward')}.",
-        lambda: f"**Nothing sampled**: the same network, trained by the exact gradient with the same number of updates, reaches {text('exact_gradient', 'average_reward')}.",
+        lambda: f"**Nothing sampled**: the same network, trained by the exact gradient with the same limit of epochs and patience, reaches {text('exact_gradient', 'average_reward')}.",
         lambda: f"**Learned against fixed weights** (bandit): {text('dual_ppo_bandit', 'average_reward')} against {text('fixed_weights_bandit', 'average_reward')} average reward, "
                 f"harmfulness {text('dual_ppo_bandit', 'harm')} against {text('fixed_weights_bandit', 'harm')}.",
         lambda: f"**Rewarding helpfulness alone**: harmfulness {text('so_ppo_bandit', 'harm')} against {text('similarity', 'harm')} before training and {text('sft', 'harm')} for SFT.",

@@ -130,3 +130,8 @@ def test_interrupt_is_answered(capsys, monkeypatch):
 
     monkeypatch.setattr(cli, "dispatch", interrupt)
     assert main(["methods"]) == 130 and "goes on from here" in capsys.readouterr().err
+
+
+def test_a_report_of_a_folder_without_runs_is_one_sentence(tmp_path, capsys):
+    assert main(["report", "--outputs", str(tmp_path), "--profile", "nosuch"]) == 2
+    assert "no finished run there" in capsys.readouterr().err and not list(tmp_path.iterdir())
