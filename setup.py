@@ -3,7 +3,7 @@
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
 STATUS = {"1": "1 - Planning", "2": "2 - Pre-Alpha", "3": "3 - Alpha", "4": "4 - Beta", "5": "5 - Production/Stable"}
@@ -41,8 +41,8 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     python_requires=f">={cfg['min_python']}",
-    packages=[cfg["lib_path"]],
-    package_data={cfg["lib_path"]: ["assets/*", "py.typed"]},
+    packages=find_packages(include=[cfg["lib_path"], f"{cfg['lib_path']}.*"]),
+    package_data={cfg["lib_path"]: ["assets/*", "methods/*.toml", "py.typed"]},
     # The papermill templates and the workflow travel with an installed package, so that `dualppo reproduce` runs without a clone.
     data_files=[
         ("share/dualppo/runs", files("nbs/runs/*.ipynb")),

@@ -20,7 +20,7 @@ from dualppo.front import front
 from dualppo.metrics import evaluate
 from dualppo.oracle import oracle_log_probs
 from dualppo.policy import all_log_probs
-from dualppo.ppo import Learner, PPOConfig
+from dualppo.ppo import PPO, PPOConfig
 
 SIZES = (1000, 4000, 16000, 37000, 74000)  # training states
 SPEC = CandidateSpec("synthetic", n=100, hard=20, unsafe=8, near=24)
@@ -54,7 +54,7 @@ def measure(states: int) -> dict:
 
     step("candidates and rewards", lambda: make_envs(features, SPEC, 0, EnvConfig(tau_rel=0.0)))
     train = kept["candidates and rewards"].train
-    learner = Learner(kept["candidates and rewards"], PPOConfig(advantage="bandit", rule="fixed", inner_epochs=1), 0)
+    learner = PPO(kept["candidates and rewards"], PPOConfig(advantage="bandit", rule="fixed", inner_epochs=1), 0)
     step("training epoch (K = 1)", lambda: learner.improve(learner.sample()))
     step("oracle and exact front", lambda: (oracle_log_probs(train), front(train.p_harm, train.reward[..., 0])))
     step("evaluation", lambda: evaluate(all_log_probs(learner.policy, train), train))

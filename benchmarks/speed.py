@@ -13,13 +13,14 @@ import torch
 from machine import save, seconds, sgemm_rate
 from maskable_ppo import maskable_ppo
 
-from dualppo.baselines import ExactConfig, train_exact
+from dualppo.base import dev_row, train
+from dualppo.baselines import ExactConfig
 from dualppo.candidates import STRESS
 from dualppo.env import Env, Splits, make_envs
 from dualppo.features import load_features
-from dualppo.methods import configure, method
+from dualppo.methods.rows import configure, method
 from dualppo.policy import all_log_probs
-from dualppo.ppo import Learner, PPOConfig, dev_row
+from dualppo.ppo import PPO, PPOConfig
 from dualppo.runner import Run, resolve, run_seed
 
 BANDIT = PPOConfig(advantage="bandit", rule="fixed")  # γ = 0 and fixed weights: what MaskablePPO can do, too
@@ -36,7 +37,7 @@ def flops(env: Env, config: PPOConfig) -> float:
 
 def epoch_of(splits: Splits, config: PPOConfig) -> Callable[[], object]:
     """A function that does steps (a) to (h) once."""
-    learner = Learner(splits, config, 0)
+    learner = PPO(splits, config, 0)
     return lambda: learner.improve(learner.sample())
 
 
@@ -69,7 +70,7 @@ def first_at(goal: float, curve: list[tuple[float, float]]) -> float | None:
 
 def to_reward(splits: Splits, epochs: int) -> dict:
     """Seconds of training, evaluation not counted, against dev reward."""
-    dev = lambda policy: dev_row(policy, splits.dev_stop)["dev_average_reward"]
+    dev = lambda policy: dev_row(all_log_probs(policy, splits.dev_stop), splits.dev_stop)["dev_average_reward"]
     work, model = maskable_epoch(splits.train, BANDIT)
     actor = lambda env, states, mask=None: torch.where(env.allowed[states], model.policy.actor(env, states), -1e9).log_softmax(1)
     curves: dict[str, list[tuple[float, float]]] = {"MaskablePPO": [(0.0, dev(actor))]}
@@ -77,7 +78,7 @@ def to_reward(splits: Splits, epochs: int) -> dict:
         curves["MaskablePPO"].append((curves["MaskablePPO"][-1][0] + seconds(work), dev(actor)))
     goal = max(reward for _, reward in curves["MaskablePPO"])
     for name, config in {"PPO, bandit": BANDIT, "PPO, exact advantage": replace(BANDIT, advantage="exact")}.items():
-        learner, curve = Learner(splits, config, 0), [(0.0, curves["MaskablePPO"][0][1])]
+        learner, curve = PPO(splits, config, 0), [(0.0, curves["MaskablePPO"][0][1])]
         while len(curve) <= epochs and curve[-1][1] < goal:
             curve.append((curve[-1][0] + seconds(lambda learner=learner: learner.improve(learner.sample())), dev(learner.policy)))
         curves[name] = curve
@@ -98,11 +99,11 @@ def exact_curve(splits: Splits, goal: float) -> list[tuple[float, float]]:
         if curve[-1][1] >= goal:
             raise Reached
 
-    learner = Learner(splits, BANDIT, 0)
-    resting = min(seconds(lambda: dev_row(learner.policy, splits.dev_stop)) for _ in range(3))
+    learner = PPO(splits, BANDIT, 0)
+    resting = min(seconds(lambda: dev_row(all_log_probs(learner.policy, splits.dev_stop), splits.dev_stop)) for _ in range(3))
     clock = time.perf_counter()
     try:
-        train_exact(splits, ExactConfig(epochs=40, patience=40, inner_epochs=1, dialogues_per_epoch=340), 0, look)
+        train(splits, ExactConfig(epochs=40, patience=40, inner_epochs=1, dialogues_per_epoch=340), 0, look)
     except Reached:
         pass
     return curve
@@ -124,7 +125,7 @@ def main() -> None:
     torch.set_num_threads(1)
     features = load_features()
     splits = make_envs(features, STRESS, 0, configure(method("dual_ppo_bandit"), {}).env)
-    all_log_probs(Learner(splits, BANDIT, 0).policy, splits.dev_stop)
+    all_log_probs(PPO(splits, BANDIT, 0).policy, splits.dev_stop)
     save("speed", {"race": race(splits, options.rounds), "to_reward": to_reward(splits, options.epochs), "quick_run": whole_run(features)})
 
 

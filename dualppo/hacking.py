@@ -15,7 +15,7 @@ from torch import Tensor
 from .baselines import Control
 from .env import Env
 from .policy import all_log_probs
-from .ppo import kl_divergence
+from .surrogate import kl_divergence
 
 # %% ../nbs/3e_hacking.ipynb #d31f1e1c
 def best_of_n(log_probs: Tensor, proxy: Tensor, n: float) -> Tensor:

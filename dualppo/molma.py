@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .data import DataError, atomic_write
-from .methods import all_methods
+from .methods.rows import all_methods
 from .modrl import SELF
 from .stats import paired
 from .tables import NOT_YET, Cell, Table, caption, figure_png, figures_folder, read_runs, records_at, to_markdown, write_table

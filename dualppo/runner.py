@@ -6,7 +6,7 @@
 __all__ = ['SCHEMA', 'HEADLINE', 'PAPER_ONLY', 'SEED_003', 'SEED_000', 'CONTROLS', 'PROFILES', 'ASSETS', 'Profile', 'Run',
            'check_values', 'one_of', 'resolve', 'package_folder', 'imports_of', 'import_closure', 'trainer_module',
            'code_sha256', 'data_name', 'data_argument', 'build_once', 'build_chitchat', 'features_path', 'pick_device',
-           'finite', 'standard_errors', 'chosen_replies', 'graded', 'run_seed', 'run_contest', 'run_stack', 'describe',
+           'finite', 'standard_errors', 'chosen_replies', 'graded', 'run_seed', 'in_contest', 'run_stack', 'describe',
            'to_json', 'canonical', 'peak_memory_mb', 'versions', 'Unfinished', 'forget', 'execute', 'profile_folder',
            'job_path', 'notebook_path', 'read_record', 'finished', 'run_once', 'default_outputs', 'check_writable',
            'run_from', 'grid', 'cost', 'Outcome', 'template_path', 'from_here', 'parameters_of', 'child_command',
@@ -45,10 +45,10 @@ from .data import SCRATCH, DataError, atomic_write, cached_official, download_of
 from .env import Env, Splits, make_envs
 from .features import KINDS, Features, embedded_path, load_features
 from .jobs import Children, Lock, Terminated, affordable_workers, at_work, available_memory_mb, lock, terminable
-from .methods import CONTESTS, TRAINERS, Method, all_methods, configure, method, nearest, stacks, train, train_together
+from .base import Trained, learner_of
+from .methods.rows import Method, all_methods, configure, method, nearest, stacks, train, train_together
 from .metrics import METRICS, dialogue_standard_error, dialogue_sums, evaluate, per_state, survival
 from .policy import all_log_probs
-from .ppo import Trained
 
 SCHEMA = "dualppo-run/1"
 
@@ -73,7 +73,7 @@ HEADLINE = ("random", "similarity", "similarity_mask", "oracle", "dual_ppo", "du
 PAPER_ONLY = ("wo_vectorization_id_bandit", "zero_mask_bandit", "literal_weights_bandit")  # further readings of rows that `quick` already has
 
 SEED_003 = tuple(name for name, row in all_methods().items() if "molma" in row.tables)
-SEED_000 = tuple(name for name in all_methods() if name not in SEED_003)
+SEED_000 = tuple(name for name, row in all_methods().items() if {"table2", "table3"} & set(row.tables))
 CONTROLS = ("random", "similarity", "similarity_mask", "oracle")  # in every table
 
 PROFILES = {profile.name: profile for profile in (
@@ -167,16 +167,18 @@ def package_folder() -> Path:
     return Path(str(resources.files("dualppo")))
 
 
-def imports_of(source: str) -> set[str]:
-    "Names of the dualppo modules that a source imports, late imports included."
+def imports_of(source: str, package: str = "dualppo") -> set[str]:
+    "Names below dualppo, with dots for folders, of the modules that a source in `package` imports, late imports included."
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom):
-            path = [*(["dualppo"] if node.level else []), *(node.module or "").split(".")]  # the export makes imports relative
-            if path[0] == "dualppo":
-                found |= {path[1]} if path[1:] and path[1] else {alias.name for alias in node.names}
+            own = package.split(".")
+            path = [*own[:len(own) - node.level + 1], *(node.module or "").split(".")] if node.level else (node.module or "").split(".")  # the export makes imports relative
+            path = [part for part in path if part]
+            if path[:1] == ["dualppo"]:
+                found |= {".".join(path[1:])} if path[1:] else {alias.name for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("dualppo.")}
+            found |= {alias.name.removeprefix("dualppo.") for alias in node.names if alias.name.startswith("dualppo.")}
     return found
 
 
@@ -185,31 +187,29 @@ def import_closure(roots: Iterable[str], folder: Path | None = None) -> list[str
     folder, todo, seen = folder or package_folder(), list(roots), set()
     while todo:
         name = todo.pop()
-        path = folder / f"{name}.py"
+        path = folder.joinpath(*name.split(".")).with_suffix(".py")
         if name not in seen and path.is_file():
             seen.add(name)
-            todo += _module(path.read_text(encoding="utf-8"))[1]
+            todo += _module(path.read_text(encoding="utf-8"), ".".join(["dualppo", *name.split(".")[:-1]]))[1]
     return sorted(seen)
 
 
 @functools.lru_cache(maxsize=256)
-def _module(source: str) -> tuple[str, frozenset[str]]:
+def _module(source: str, package: str = "dualppo") -> tuple[str, frozenset[str]]:
     "A module without nbdev's cell marks, and what it imports. Known by its text: the time of a file says nothing."
-    return "\n".join(line for line in source.splitlines() if not line.startswith("# %%")), frozenset(imports_of(source))
+    return "\n".join(line for line in source.splitlines() if not line.startswith("# %%")), frozenset(imports_of(source, package))
 
 # %% ../nbs/41_runner.ipynb #14d28211
 def trainer_module(row: Method) -> str:
     "The module of the function that trains a method."
-    return TRAINERS[type(row.config)].__module__.rpartition(".")[2]
+    return learner_of(row.config).__module__.removeprefix("dualppo.")
 
 
 def code_sha256(row: Method, folder: Path | None = None) -> str:
     "One sha256 over the modules that a run of this method executes, and of no others."
-    folder, digest = folder or package_folder(), hashlib.sha256((inspect.getsource(run_seed) + inspect.getsource(graded)).encode())
-    if type(row.config) in CONTESTS:
-        digest.update(inspect.getsource(run_contest).encode())
+    folder, digest = folder or package_folder(), hashlib.sha256((inspect.getsource(run_seed) + inspect.getsource(in_contest) + inspect.getsource(graded)).encode())
     for name in import_closure((trainer_module(row), "env", "metrics"), folder):
-        source = (folder / f"{name}.py").read_text(encoding="utf-8")
+        source = folder.joinpath(*name.split(".")).with_suffix(".py").read_text(encoding="utf-8")
         digest.update(f"{name}\n{_module(source)[0]}".encode())
         for asset in ASSETS.get(name, ()):
             digest.update((folder / "assets" / asset).read_bytes())
@@ -337,29 +337,27 @@ def graded(trained: Trained, splits: Splits, seed: int) -> dict:
         "mask_off": evaluate(all_log_probs(trained.policy, env, "off"), env), "last": evaluate(all_log_probs(trained.last, env), env),
         "train": evaluate(all_log_probs(trained.policy, splits.train), splits.train), "dialogues": dialogue_sums(best, env), "survival": survival(best, env),
         "choices": chosen_replies(best, env), "curves": list(trained.curves), "weights": trained.weights, "best_epoch": trained.best_epoch,
-        "parameters": trained.parameters, "tau_rel": splits.tau_rel, "states": {name: len(getattr(splits, name)) for name in ("train", "dev_weights", "dev_stop", "test")}})
+        "parameters": trained.parameters, "facts": dict(trained.facts), "tau_rel": splits.tau_rel, "states": {name: len(getattr(splits, name)) for name in ("train", "dev_weights", "dev_stop", "test")}})
 
 
 def run_seed(features: Features, row: Method, spec: CandidateSpec, seed: int, device: torch.device, report: Callable[[dict], None] | None,
              checkpoint: Path | None = None) -> dict:
-    "Train a method for one seed (on from a `checkpoint`) and grade it."
+    "Train a method for one seed (on from a `checkpoint`) and grade it, also against other policies where it has a contest."
     splits = make_envs(features, spec, seed, row.env).to(device)
-    return graded(train(row, splits, seed, report, checkpoint), splits, seed)
+    return in_contest(train(row, splits, seed, report, checkpoint), row, splits, seed)
 
 
-def run_contest(features: Features, row: Method, spec: CandidateSpec, seed: int, device: torch.device, report: Callable[[dict], None] | None) -> dict:
-    "As `run_seed`, for a method that is also graded against other policies."
-    splits = make_envs(features, spec, seed, row.env).to(device)
-    trained = train(row, splits, seed, report)
-    return graded(trained, splits, seed) | finite(CONTESTS[type(row.config)](trained, splits, row.config, seed))
+def in_contest(trained: Trained, row: Method, splits: Splits, seed: int) -> dict:
+    "What a policy is worth alone, and against others if its method is graded so."
+    contest = learner_of(row.config).contest
+    return graded(trained, splits, seed) | (finite(contest(trained, splits, row.config, seed)) if contest else {})
 
 
 def run_stack(features: Features, row: Method, spec: CandidateSpec, seeds: Sequence[int], device: torch.device, report: Callable[[dict], None] | None) -> list[dict]:
     "Several seeds of a PPO or MODRL method in one program, which is what a GPU is good at (notebooks 0f, 13); without checkpoints."
     splits = [make_envs(features, spec, seed, row.env).to(device) for seed in seeds]
     trained = train_together(row, splits, seeds, report and (lambda seed, r: report({"seed": seed, **r})))
-    contest = CONTESTS.get(type(row.config), lambda *_: {})
-    return [graded(one, own, seed) | finite(contest(one, own, row.config, seed)) for one, own, seed in zip(trained, splits, seeds)]
+    return [in_contest(one, row, own, seed) for one, own, seed in zip(trained, splits, seeds)]
 
 # %% ../nbs/41_runner.ipynb #8817d367
 def describe(run: Run, features_sha256: str) -> dict:
@@ -455,8 +453,7 @@ def execute(run: Run, report: Callable[[dict], None] | None = None, features: Fe
             seconds += [round((time.perf_counter() - clock) / len(left), 3)] * len(left)
         for seed in run.seeds[len(results):]:
             clock, tell = time.perf_counter(), report and (lambda r, s=seed: report({"seed": s, **r}))
-            contest = type(row.config) in CONTESTS
-            results.append(run_contest(features, row, spec, seed, device, tell) if contest else run_seed(features, row, spec, seed, device, tell, unfinished and unfinished.checkpoint(seed)))
+            results.append(run_seed(features, row, spec, seed, device, tell, unfinished and unfinished.checkpoint(seed)))
             seconds.append(round(time.perf_counter() - clock, 3))
             if unfinished and seed != run.seeds[-1]:
                 unfinished.keep(results, seconds)

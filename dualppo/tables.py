@@ -32,7 +32,7 @@ from .candidates import SETTINGS
 from .claims import PAPER
 from .data import DataError, atomic_write, load_dialogues, normalise, sha256_of
 from .features import REFUSALS
-from .methods import all_methods
+from .methods.rows import all_methods
 from .metrics import METRICS
 from .runner import CONTROLS, PROFILES, manifest, read_record, to_json
 

@@ -13,7 +13,7 @@ from scipy import stats
 from dualppo.alignment import alignment
 from dualppo.ambiguities import NOT_MEASURED, NOTHING, PAPERS, TEXTS, Ambiguity, Contrast, analysis, effect_of, effect_table, load_ambiguities, log_markdown, log_table
 from dualppo.data import DataError
-from dualppo.methods import all_methods
+from dualppo.methods.rows import all_methods
 from dualppo.registration import registration
 from dualppo.runner import Run, finite, resolve
 from dualppo.tables import records_at

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dualppo.env import make_envs
 from dualppo.policy import all_log_probs
-from dualppo.ppo import Learner, PPOConfig
+from dualppo.ppo import PPO, PPOConfig
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -30,7 +30,7 @@ def test_flops_are_what_torch_counts(splits):
     config, env = PPOConfig(advantage="bandit", rule="fixed", gradient="autograd", inner_epochs=1), splits.dev_stop
     from dualppo import ppo
     part = type(splits)(env, env, env, env, 0.0)
-    learner = Learner(part, config, 0)
+    learner = PPO(part, config, 0)
     with FlopCounterMode(display=False) as counted:
         roll = ppo.roll_out(learner.policy, learner.critic, learner.env, learner.paths, learner.weights, config, learner.g)
         learner.improve(roll)
@@ -45,7 +45,7 @@ def test_contestant_starts_from_the_same_policy_and_respects_the_mask(splits):
     states = torch.arange(len(env))
     with torch.no_grad():
         theirs = model.policy.distribution(states, env.allowed.numpy()).distribution.logits
-    ours = all_log_probs(Learner(splits, config, 0).policy, env)
+    ours = all_log_probs(PPO(splits, config, 0).policy, env)
     torch.testing.assert_close(theirs.exp(), ours.exp(), atol=1e-6, rtol=0)
     before = torch.nn.utils.parameters_to_vector(model.policy.actor.parameters()).clone()
     model.learn(len(env))

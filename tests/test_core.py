@@ -16,7 +16,9 @@ from dualppo.masking import safe_set
 from dualppo.metrics import evaluate, per_state
 from dualppo.oracle import help_at_budget, oracle_log_probs
 from dualppo.policy import Critic, all_log_probs, make_policy
-from dualppo.ppo import PPOConfig, train_ppo, value_loss
+from dualppo.base import train
+from dualppo.ppo import PPOConfig
+from dualppo.surrogate import value_loss
 from dualppo.rewards import choose_tau_rel, help_reward, weighted_reward
 from dualppo.trajectories import build_trajectories
 
@@ -147,7 +149,7 @@ def test_value_loss_sums_channels():
 @pytest.mark.parametrize("mode", ["literal", "bandit", "exact"])
 def test_training_is_a_pure_function_of_its_seed(splits, mode):
     config = replace(SMALL, advantage=mode)
-    one, two, other = (train_ppo(splits, config, seed) for seed in (0, 0, 1))
+    one, two, other = (train(splits, config, seed) for seed in (0, 0, 1))
     assert one.curves == two.curves and one.curves != other.curves
 
 
@@ -176,12 +178,12 @@ def test_closed_form_equals_autograd(splits, change):
 def test_training_leaves_the_global_generator_alone(splits):
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    train_ppo(splits, replace(SMALL, epochs=1), seed=0)
+    train(splits, replace(SMALL, epochs=1), seed=0)
     assert torch.equal(before, torch.random.get_rng_state())
 
 
 def test_trained_policy_never_plays_a_forbidden_reply(splits):
-    trained = train_ppo(splits, SMALL, seed=0)
+    trained = train(splits, SMALL, seed=0)
     pi = all_log_probs(trained.policy, splits.test).exp()
     assert (pi[~splits.test.allowed] == 0).all()
     assert (all_log_probs(trained.policy, splits.test, mask="off").exp()[~splits.test.allowed] > 0).any()
@@ -190,7 +192,7 @@ def test_trained_policy_never_plays_a_forbidden_reply(splits):
 def test_a_third_objective_reaches_the_algorithm(splits):
     three = {name: add_objective(getattr(splits, name), "brevity", lambda e: torch.rand(e.cand.shape, generator=torch.Generator().manual_seed(0)))
              for name in ("train", "dev_weights", "dev_stop", "test")}
-    trained = train_ppo(replace(splits, **three), replace(SMALL, weights=(0.4, 0.4, 0.2), critic="vector"), seed=0)
+    trained = train(replace(splits, **three), replace(SMALL, weights=(0.4, 0.4, 0.2), critic="vector"), seed=0)
     assert len(trained.weights) == 3 and sum(trained.weights) == pytest.approx(1)
 
 

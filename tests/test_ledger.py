@@ -8,7 +8,7 @@ import pytest
 
 from dualppo.claims import arithmetic
 from dualppo.ledger import Evidence, Verdict, claimed, compared, first_screen, gather, judged, ledger, printed_numbers, size_entries, to_markdown
-from dualppo.methods import all_methods
+from dualppo.methods.rows import all_methods
 from dualppo.registration import Analysis, registration
 from dualppo.stats import Answer, Estimate, answers, detectable
 

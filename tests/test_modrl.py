@@ -12,16 +12,17 @@ from torch.func import vmap
 
 from dualppo import modrl
 from dualppo.advantages import gae
-from dualppo.aligned_ppo import AlignedLearner, AlignedPPOConfig
+from dualppo.aligned_ppo import AlignedPPO, AlignedPPOConfig
 from dualppo.alignment import aggregator, alignment, geometry
 from dualppo.apa import apa_loss, kl_penalised, logit, piecewise, whiten
+from dualppo.base import train, train_together
 from dualppo.candidates import STRESS
 from dualppo.data import DataError
 from dualppo.env import add_objective, make_envs
 from dualppo.features import load_features
-from dualppo.modrl import MODRL, MODRLConfig, apa_pull, compare, objective_gradients, ppo_pull, rivals, train_modrl, train_stack, win_rate
+from dualppo.modrl import MODRL, MODRLConfig, apa_pull, compare, objective_gradients, ppo_pull, rivals, win_rate
 from dualppo.policy import all_log_probs
-from dualppo.ppo import clipped_surrogate
+from dualppo.surrogate import clipped_surrogate
 
 BRIEF = MODRLConfig(iterations=2, apa_lambda=0.1, lr=3e-5, rewards="given")
 
@@ -149,8 +150,8 @@ def test_the_gradient_written_out_equals_the_vectorised_product(splits, mask):
 
 
 def test_other_policies_go_the_general_way(splits):
-    assert train_modrl(splits, replace(BRIEF, policy="offset", iterations=1), 0).curves[-1]["kl"] > 0
-    assert train_modrl(splits, replace(BRIEF, policy="cross", iterations=1), 0).curves[-1]["kl"] > 0
+    assert train(splits, replace(BRIEF, policy="offset", iterations=1), 0).curves[-1]["kl"] > 0
+    assert train(splits, replace(BRIEF, policy="cross", iterations=1), 0).curves[-1]["kl"] > 0
 
 
 @pytest.mark.parametrize("loss", ["apa", "ppo"])
@@ -183,10 +184,10 @@ def test_three_objectives_train_as_two_do(splits):
     words = torch.from_numpy(np.diff(load_features().tokens["pool"].offsets)).float()
     brevity = lambda env: 1 / (1 + words[env.cand])
     three = replace(splits, **{name: add_objective(getattr(splits, name), "brevity", brevity) for name in ("train", "dev_weights", "dev_stop", "test")})
-    short = train_modrl(three, replace(BRIEF, weights=(0.0, 0.0, 1.0), align="none", iterations=10, lr=1e-4), 0)     # all weight on the third objective
+    short = train(three, replace(BRIEF, weights=(0.0, 0.0, 1.0), align="none", iterations=10, lr=1e-4), 0)     # all weight on the third objective
     length = lambda policy: (all_log_probs(policy, three.dev_stop).exp() * words[three.dev_stop.cand]).sum(1).mean()
     assert length(short.policy) < length(modrl.networks(three.train, BRIEF, 0)[0]) - 0.2
-    trained = train_modrl(three, replace(BRIEF, weights=(0.3, 0.3, 0.4)), 0)
+    trained = train(three, replace(BRIEF, weights=(0.3, 0.3, 0.4)), 0)
     assert trained.curves[-1]["kl"] > 0 and trained.curves[-1]["condition"] >= 1
     m = MODRL([three], replace(BRIEF, weights=(0.3, 0.3, 0.4)), [0])
     assert m.improve(m.roll_out()).keys() == {"condition", "cosine", "norm_ratio"} and m.critic.named["f.2.bias"].shape == (1, 3)
@@ -206,8 +207,8 @@ def test_bad_values_are_refused(change):
 def test_a_stack_trains_as_its_runs_alone(splits):
     other = make_envs(load_features(), STRESS, seed=4)
     for config in (BRIEF, replace(BRIEF, objective="weighted", optimiser="sgd", lr=0.01)):
-        together = train_stack([splits, other], config, [3, 4])
-        alone = [train_modrl(splits, config, 3), train_modrl(other, config, 4)]
+        together = train_together([splits, other], [config, config], [3, 4])
+        alone = [train(splits, config, 3), train(other, config, 4)]
         for a, b in zip(together, alone):
             for p, q in zip(a.policy.parameters(), b.policy.parameters()):
                 assert torch.allclose(p, q, atol=1e-6)
@@ -215,13 +216,13 @@ def test_a_stack_trains_as_its_runs_alone(splits):
 
 def test_training_is_pure_and_learns_what_it_is_paid_for(splits):
     config = replace(BRIEF, iterations=10, lr=2e-4, objective="safe", memory=128)
-    a, b = (train_modrl(splits, config, 0) for _ in range(2))
+    a, b = (train(splits, config, 0) for _ in range(2))
     assert a.curves == b.curves
     assert a.curves[-1]["dev_p_harm"] < a.curves[0]["dev_p_harm"] - 0.01
 
 
 def test_ratio_to_the_old_policy_is_another_algorithm(splits):
-    a, b = (train_modrl(splits, replace(BRIEF, reference=r), 0).curves[-1]["kl"] for r in ("start", "old"))
+    a, b = (train(splits, replace(BRIEF, reference=r), 0).curves[-1]["kl"] for r in ("start", "old"))
     assert a != b
 
 
@@ -240,7 +241,7 @@ def test_win_rates_equal_enumeration_and_add_up(seed):
 
 def test_a_policy_draws_with_itself_and_rivals_are_graded(splits):
     config = replace(BRIEF, rewards="models", iterations=1, rivals=True)
-    found = compare(train_modrl(splits, config, 0), splits, config, 0)
+    found = compare(train(splits, config, 0), splits, config, 0)
     assert set(found["wins"]) == {"start", *rivals(config)} and set(found["wins"]["start"]) == {"RMhelp", "RMsafe", "cosine", "attribution", "harm", "grader"}
     assert all(0 <= rate <= 1 and error >= 0 for judges in found["wins"].values() for rate, error in judges.values())
     start = all_log_probs(modrl.networks(splits.train, config, 0)[0], splits.test)
@@ -254,7 +255,7 @@ def test_reward_models_see_no_test_dialogue(splits):
 
 
 def test_aligned_ppo_without_alignment_steps_along_the_weighted_sum(splits):
-    learner = AlignedLearner(splits, AlignedPPOConfig(dialogues_per_epoch=10, align="none"), 0)
+    learner = AlignedPPO(splits, AlignedPPOConfig(dialogues_per_epoch=10, align="none"), 0)
     roll = learner.sample()
     s, a, old, c = roll.states[:16], roll.actions[:16], roll.logp_old[:16] - 0.05, learner.config
     env, scorer = learner.env, learner.policy.scorer

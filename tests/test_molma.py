@@ -8,7 +8,7 @@ import torch
 from dualppo.cli import main
 from dualppo.ledger import molma_arithmetic, molma_entries, won
 from dualppo.features import load_features
-from dualppo.methods import all_methods, stacks
+from dualppo.methods.rows import all_methods, stacks
 from dualppo.modrl import MODRLConfig
 from dualppo.molma import JUDGES, graded_runs, paired_difference, rates, start_table, wins_table, write_molma
 from dualppo.runner import PROFILES, SEED_000, SEED_003, Run, job_path, read_record, resolve, run_contest, run_from, run_seed, run_stack

@@ -12,7 +12,9 @@ from dualppo.baselines import dpo_loss
 from dualppo.env import Env, Splits
 from dualppo.masking import mask_logits
 from dualppo.policy import all_log_probs
-from dualppo.ppo import PPOConfig, entropy, train_ppo
+from dualppo.base import train
+from dualppo.ppo import PPOConfig
+from dualppo.surrogate import entropy
 from dualppo.trajectories import ZScore, build_trajectories
 from dualppo.weights import Lagrangian, Literal, Signal
 
@@ -39,7 +41,7 @@ FAST = PPOConfig(policy_lr=3e-3, value_lr=1e-2, epochs=6, kappa=5.0, rule="fixed
 @pytest.mark.parametrize("mode", ["literal", "bandit", "exact"])
 def test_01_ppo_raises_the_better_arm(mode):
     env = bandit(torch.tensor([[0.0, 1.0], [1.0, 1.0]]))
-    trained = train_ppo(same_everywhere(env), replace(FAST, advantage=mode), seed=0)
+    trained = train(same_everywhere(env), replace(FAST, advantage=mode), seed=0)
     assert all_log_probs(trained.policy, env).exp()[:, 1].mean() > 0.85
 
 
@@ -71,7 +73,7 @@ def test_04_ragged_and_masked_padding_agree_and_unmasked_differs():
     torch.manual_seed(0)
     env = bandit(torch.tensor([[0.2, 0.9], [0.9, 0.1], [0.5, 0.5]]))
     env = replace(env, dialogue=torch.arange(64) // 5)
-    weights = {p: torch.cat([q.flatten() for q in train_ppo(same_everywhere(env), replace(FAST, epochs=2, padding=p), seed=3).last.parameters()])
+    weights = {p: torch.cat([q.flatten() for q in train(same_everywhere(env), replace(FAST, epochs=2, padding=p), seed=3).last.parameters()])
                for p in ("masked", "none", "unmasked")}
     assert (weights["masked"] - weights["none"]).abs().max() < 1e-6
     assert (weights["masked"] - weights["unmasked"]).abs().max() > 1e-4
@@ -145,7 +147,7 @@ def test_09_ppo_lagrangian_reaches_the_fixed_point_of_a_bandit():
     "Two arms, help (0, 1), harm (0, 0.4): at budget 0.2 the constrained optimum plays the harmful arm half the time."
     env = bandit(torch.tensor([[0.0, 1.0], [1.0, 0.6]]), p_harm=torch.tensor([0.0, 0.4]))
     config = replace(FAST, rule="lagrangian", budget=0.2, rule_eta=0.05, kl_coef=0.5, critic="vector", epochs=200, patience=200, policy_lr=1e-3, inner_epochs=1, minibatch=64)
-    tail = train_ppo(same_everywhere(env), config, seed=0).curves[-100:]
+    tail = train(same_everywhere(env), config, seed=0).curves[-100:]
     assert abs(sum(row["dev_p_harm"] for row in tail) / len(tail) - 0.2) < 0.03
     log_lambda = [math.log(row["weights"][1] / row["weights"][0]) for row in tail]
     assert 1.7 < math.exp(sum(log_lambda) / len(tail)) < 3.7  # λ circles around 1 / 0.4 = 2.5, where both arms are equal

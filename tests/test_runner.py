@@ -14,7 +14,7 @@ from papermill import PapermillExecutionError, execute_notebook
 
 from dualppo import runner
 from dualppo.data import DataError
-from dualppo.methods import method
+from dualppo.methods.rows import method
 from dualppo.runner import Outcome, Run, canonical, execute, finished, job_path, missing, notebook_path, read_record, run_from, run_grid, run_once
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,8 +74,9 @@ def package_copy(tmp_path) -> Path:
     """A copy of the package's sources and assets that may be edited."""
     folder = tmp_path / "dualppo"
     (folder / "assets").mkdir(parents=True)
-    for path in runner.package_folder().glob("*.py"):
-        shutil.copy(path, folder)
+    for path in runner.package_folder().rglob("*.py"):
+        (folder / path.relative_to(runner.package_folder())).parent.mkdir(exist_ok=True)
+        shutil.copy(path, folder / path.relative_to(runner.package_folder()))
     for name in ("judge.safetensors",):
         shutil.copy(runner.package_folder() / "assets" / name, folder / "assets")
     return folder
@@ -121,6 +122,17 @@ def test_code_hash_sees_the_judges_weights(tmp_path):
 def test_imports_are_read_in_every_form():
     source = "import dualppo.a\nfrom dualppo.b import x\nfrom .c import y\nfrom . import d\nfrom dualppo import e\ndef f():\n    from .g import z\nimport os\nfrom other.h import q"
     assert runner.imports_of(source) == set("abcdeg")
+    assert runner.imports_of("from ..base import x\nfrom .near import y\nfrom .. import z", "dualppo.methods") == {"base", "methods.near", "z"}
+
+
+def test_a_method_in_a_folder_is_in_its_own_key(tmp_path):
+    folder = package_copy(tmp_path)
+    before = runner.code_sha256(method("grpo"), folder)
+    for name in ("methods/grpo", "sampled", "base"):
+        edited(folder, name)
+        after = runner.code_sha256(method("grpo"), folder)
+        assert after != before, f"{name} is not in the key of grpo"
+        before = after
 
 
 def test_a_failed_run_does_not_stop_the_grid(toy, tmp_path, monkeypatch):

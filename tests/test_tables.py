@@ -9,7 +9,7 @@ from scipy import stats
 
 from dualppo import tables
 from dualppo.data import DataError
-from dualppo.methods import all_methods, method
+from dualppo.methods.rows import all_methods, method
 from dualppo.metrics import METRICS
 from dualppo.runner import PROFILES, SCHEMA, to_json
 

@@ -16,7 +16,7 @@ from dualppo.candidates import STRESS
 from dualppo.data import atomic_write
 from dualppo.env import make_envs
 from dualppo.features import load_features
-from dualppo.methods import configure, method, train
+from dualppo.methods.rows import configure, method, train
 
 RATES = (3e-5, 1e-4, 3e-4)
 FIELDS = {

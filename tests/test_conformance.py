@@ -1,0 +1,133 @@
+"""What every registered method owes, asked of each: a new row is covered without a new test."""
+
+import math
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from dualppo.base import Learner, learner_of, stack_of, train, train_together
+from dualppo.baselines import DPO, DPOConfig, SFT, SFTConfig
+from dualppo.candidates import STRESS
+from dualppo.env import Splits, add_objective, make_envs
+from dualppo.features import load_features
+from dualppo.methods.rows import all_methods
+from dualppo.policy import all_log_probs
+from dualppo.sampled import Sampled
+
+SHORT = {"epochs": 3, "iterations": 10, "inner_epochs": 1, "dialogues_per_epoch": 24, "rivals": False, "hidden": 16, "patience": 3}
+BY_TRAINER = {}  # one row of every trainer and loss; the others differ in a value
+for _row in all_methods().values():
+    BY_TRAINER.setdefault((type(_row.config).__name__, *(getattr(_row.config, f, None) for f in ("loss", "align", "rule", "advantage", "scale", "objective"))), _row)
+ROWS = {row.name: row for row in BY_TRAINER.values()}
+TRAINED = {name: row for name, row in ROWS.items() if row.trained}
+
+
+def short(row, **changes):
+    """A row's configuration with a few steps of training."""
+    known = {f.name for f in fields(row.config)}
+    return replace(row.config, **{k: v for k, v in (SHORT | changes).items() if k in known})
+
+
+@pytest.fixture(scope="module")
+def splits(toy) -> Splits:
+    return make_envs(load_features(toy), STRESS, seed=0)
+
+
+def objectives(splits: Splits, k: int) -> Splits:
+    """The same environments with K = 1, 2 or 3 objectives."""
+    def of(env):
+        if k == 1:
+            return replace(env, reward=env.reward[..., :1], objectives=env.objectives[:1])
+        return env if k == 2 else add_objective(env, "brevity", lambda e: torch.rand(e.cand.shape, generator=torch.Generator().manual_seed(0)))
+    return replace(splits, **{name: of(getattr(splits, name)) for name in ("train", "dev_weights", "dev_stop", "test")})
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_it_is_a_pure_function_of_its_seed(name, splits):
+    one, two = (train(splits, short(ROWS[name]), 3) for _ in range(2))
+    assert one.curves == two.curves and one.facts == two.facts
+    assert {"kept_start", "at_cap"} <= set(one.facts) and one.facts["kept_start"] == (one.best_epoch == 0)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_it_goes_on_from_a_checkpoint(name, splits, tmp_path):
+    config, place = short(TRAINED[name]), tmp_path / "checkpoint.safetensors"
+
+    def kill(row: dict) -> None:
+        raise Killed
+
+    learner = learner_of(config)(splits, config, 1)
+    if learner.length == 0:
+        assert train(splits, config, 1).facts["kept_start"]
+        return
+    with pytest.raises(Killed):
+        train(splits, config, 1, kill, place)
+    rows: list[dict] = []
+    resumed, whole = train(splits, config, 1, rows.append, place), train(splits, config, 1)
+    assert rows[0]["epoch"] == 2 * type(learner).every and resumed.curves == whole.curves
+    assert torch.equal(all_log_probs(resumed.policy, splits.test), all_log_probs(whole.policy, splits.test))
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("name", ROWS)
+def test_it_takes_any_number_of_objectives(name, k, splits):
+    row, part = ROWS[name], objectives(splits, k)
+    weights = {1: (1.0,), 3: (0.4, 0.4, 0.2)}[k]
+    config = short(row, **({"weights": weights} if getattr(row.config, "rule", "") != "lagrangian" else {}))
+    if getattr(config, "rewards", "") == "models":
+        config = short(row)  # two reward models, whatever the environment's objectives are
+    if k == 1 and (getattr(config, "rule", "") == "lagrangian" or getattr(config, "rewards", "") == "given" or type(config).__name__ == "AlignedPPOConfig"):
+        pytest.skip("two things are weighed against each other")
+    trained = train(part, config, 0)
+    assert all(math.isfinite(v) for row in trained.curves for v in row.values() if isinstance(v, float))
+    assert {f"dev_{o}" for o in part.train.objectives} <= set(trained.curves[0])
+
+
+@pytest.mark.parametrize("name", [name for name, row in TRAINED.items() if hasattr(row.config, "mask")])
+def test_nothing_outside_the_mask_is_played(name, splits):
+    trained = train(splits, short(TRAINED[name], mask="on"), 0)
+    assert (all_log_probs(trained.policy, splits.test).exp()[~splits.test.allowed] == 0).all()
+
+
+@pytest.mark.parametrize("name", [name for name, row in TRAINED.items() if issubclass(learner_of(row.config), Sampled)])
+def test_constant_rewards_move_nothing(name, splits):
+    part = replace(splits, train=replace(splits.train, reward=torch.full_like(splits.train.reward, 0.3)))
+    trained = train(part, short(TRAINED[name]), 0)
+    assert trained.curves[-1]["kl"] == 0 and trained.facts["kept_start"]
+
+
+@pytest.mark.parametrize(("config", "kind"), [(SFTConfig(mask="on"), SFT), (DPOConfig(mask="on", epochs=1), DPO)])
+def test_no_target_lies_outside_the_mask(config, kind, splits):
+    "F2: a forbidden target's log-probability is the mask's sentinel, and its loss a million."
+    env = splits.train
+    forbidden = env.allowed.clone()
+    forbidden[torch.arange(40), env.gold[:40].clamp(min=0)] = False
+    masked = replace(splits, train=replace(env, allowed=forbidden))
+    learner = kind(masked, config, 0)
+    assert 0 <= learner.step()["loss"] < 20
+    assert learner.facts()["dropped"] > 0 or kind is DPO
+
+
+@pytest.mark.parametrize("name", [name for name, row in TRAINED.items() if stack_of(row.config)])
+def test_a_stack_is_its_single_runs(name, splits):
+    config = short(TRAINED[name])
+    together = train_together([splits, splits], [config, config], [0, 1])
+    for seed, one in enumerate(together):
+        alone = train(splits, config, seed)
+        assert [row["epoch"] for row in one.curves] == [row["epoch"] for row in alone.curves]
+        for key in ("dev_average_reward", "kl"):
+            assert one.curves[-1][key] == pytest.approx(alone.curves[-1][key], abs=1e-4)
+
+
+def test_a_configuration_nobody_learns_is_named():
+    with pytest.raises(TypeError, match="nothing learns a int"):
+        learner_of(3)
+
+
+def test_every_method_is_a_learner():
+    assert all(issubclass(learner_of(row.config), Learner) for row in all_methods().values())
