@@ -84,7 +84,7 @@ class Hypergradient:
 class Lagrangian:
     """$\\log\\lambda \\mathrel{+}= \\eta (E[p_{harm}] - d)/d$ with weights $(1, \\lambda)/(1 + \\lambda)$, $\\lambda \\le$ `largest`.
 
-    The violation is taken relative to the budget d so that one η serves every budget. Two objectives (help, safe).
+    The violation is taken relative to the budget d so that one η serves every budget. The first two objectives are help and safe; any others keep their ratio to help.
     Source: arXiv:2310.12773 (PPO-Lag, log-multiplier), A9.
     """
 
@@ -95,7 +95,8 @@ class Lagrangian:
     def __call__(self, weights: Tensor, signal: Signal) -> Tensor:
         log_lambda = torch.log(weights[1] / weights[0]) + self.eta * (signal.cost - self.budget) / self.budget
         lam = log_lambda.exp().clamp(max=self.largest)
-        return torch.stack([1 / (1 + lam), lam / (1 + lam)])
+        ratios = torch.cat([weights.new_ones(1), lam[None], weights[2:] / weights[0]])
+        return ratios / ratios.sum()
 
 # %% ../nbs/0c_weights.ipynb #2fbd98b9
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def edited(folder: Path, name: str) -> None:
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
 
 
-@pytest.mark.parametrize("name", ["cli", "tables", "runner", "methods", "baselines", "build", "__init__"])
+@pytest.mark.parametrize("name", ["cli", "tables", "runner", "methods/rows", "methods/grpo", "baselines", "build", "__init__"])
 def test_code_hash_ignores_modules_the_run_does_not_execute(tmp_path, name):
     folder = package_copy(tmp_path)
     before = runner.code_sha256(method("dual_ppo"), folder)
