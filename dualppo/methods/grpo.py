@@ -9,7 +9,6 @@ __all__ = ['GRPOConfig', 'group_advantage', 'GRPO']
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from ..base import learns
