@@ -36,6 +36,21 @@ def sgemm_rate(n: int = 1024, repeats: int = 8) -> float:
     return 2 * n**3 / min(seconds(lambda: torch.mm(a, b, out=out)) for _ in range(repeats))
 
 
+def triad_rate(size: int, repeats: int = 40) -> float:
+    """The best bytes/s, read and written, of a = b + 2 c or of a copy on arrays of so many bytes together."""
+    a, b, c = torch.zeros(size // 12), torch.ones(size // 12), torch.ones(size // 12)
+    big, other = torch.zeros(size // 8), torch.ones(size // 8)
+    triad = min(seconds(lambda: torch.add(b, c, alpha=2, out=a)) for _ in range(repeats))
+    copy = min(seconds(lambda: big.copy_(other)) for _ in range(repeats))
+    return max(12 * len(a) / triad, 8 * len(big) / copy)
+
+
+def cache_bytes() -> int:
+    """Size of the second-level cache of one core; 1 MiB where the system does not say."""
+    path = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
+    return int(path.read_text().strip().removesuffix("K")) * 1024 if path.exists() else 2**20
+
+
 def peak_mb() -> float:
     """Peak resident memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

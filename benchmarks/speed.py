@@ -1,7 +1,8 @@
-"""Seconds per outer epoch and per run, share of the matrix-multiply rate, and the same work by MaskablePPO.
+"""Seconds per outer epoch and per run, share of the roofline, and the same work by MaskablePPO.
 
 One process, one thread; the contestants take turns, so that a slow moment of the machine meets all of them.
-`python benchmarks/speed.py [--rounds 3] [--epochs 15]` writes results/speed.json.
+`python benchmarks/speed.py [--rounds 3] [--epochs 15]` writes results/roofline.json and results/speed.json;
+with `--only roofline` the first alone, which measures an update in closed form and its parts.
 """
 
 import argparse
@@ -10,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from machine import save, seconds, sgemm_rate
+from machine import save, seconds
 from maskable_ppo import maskable_ppo
+from roofline import backward, forward, roofline, shape_of
 
 from dualppo.base import dev_row, train
 from dualppo.baselines import ExactConfig
@@ -28,11 +30,9 @@ BANDIT = PPOConfig(advantage="bandit", rule="fixed")  # γ = 0 and fixed weights
 
 def flops(env: Env, config: PPOConfig) -> float:
     """Multiplications and additions of the matrix products of one outer epoch, rollout and K inner epochs."""
-    d, a, h, n = env.x.shape[1], env.pool.shape[1], config.hidden, env.cand.shape[1]
-    actor, critic, scores = d * h + h * a, d * h + h, n * a
-    forward = 2 * (actor + critic + scores)
-    backward = 2 * (d * h + 2 * h * a) + 2 * (d * h + 2 * h) + 2 * scores  # no gradient with respect to the input
-    return len(env) * (forward + config.inner_epochs * (forward + backward))
+    shape = shape_of(env, config, len(env))
+    once, back = (sum(step.flops for step in steps(shape, 0)) for steps in (forward, backward))
+    return once + config.inner_epochs * (once + back)
 
 
 def epoch_of(splits: Splits, config: PPOConfig) -> Callable[[], object]:
@@ -52,14 +52,12 @@ def race(splits: Splits, rounds: int) -> dict:
     contestants = {"closed form": epoch_of(splits, BANDIT), "autograd": epoch_of(splits, replace(BANDIT, gradient="autograd")),
                    "MaskablePPO": maskable_epoch(splits.train, BANDIT)[0]}
     times: dict[str, list[float]] = {name: [] for name in contestants}
-    rates = []
     for _ in range(rounds):
-        rates.append(sgemm_rate())
         for name, work in contestants.items():
             times[name].append(seconds(work))
-    best, rate = {name: min(values) for name, values in times.items()}, max(rates)
-    return {"states": len(splits.train), "updates": BANDIT.inner_epochs * -(-len(splits.train) // BANDIT.minibatch), "gflops": rate / 1e9,
-            "seconds_per_epoch": best, "all_seconds": times, "share_of_matmul": {name: flops(splits.train, BANDIT) / value / rate for name, value in best.items()},
+    best = {name: min(values) for name, values in times.items()}
+    return {"states": len(splits.train), "updates": BANDIT.inner_epochs * -(-len(splits.train) // BANDIT.minibatch),
+            "gflop": flops(splits.train, BANDIT) / 1e9, "seconds_per_epoch": best, "all_seconds": times,
             "ratio_to_maskable": {name: best["MaskablePPO"] / value for name, value in best.items()}}
 
 
@@ -121,12 +119,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--only", choices=["roofline"], help="measure this alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
     features = load_features()
     splits = make_envs(features, STRESS, 0, configure(method("dual_ppo_bandit"), {}).env)
     all_log_probs(PPO(splits, BANDIT, 0).policy, splits.dev_stop)
-    save("speed", {"race": race(splits, options.rounds), "to_reward": to_reward(splits, options.epochs), "quick_run": whole_run(features)})
+    save("roofline", roofline(splits, BANDIT, options.rounds))
+    if options.only is None:
+        save("speed", {"race": race(splits, options.rounds), "to_reward": to_reward(splits, options.epochs),
+                       "quick_run": whole_run(features)})
 
 
 if __name__ == "__main__":
