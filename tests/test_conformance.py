@@ -1,7 +1,11 @@
 """What every registered method owes, asked of each: a new row is covered without a new test."""
 
 import math
+import os
+import subprocess
+import sys
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -131,3 +135,35 @@ def test_a_configuration_nobody_learns_is_named():
 
 def test_every_method_is_a_learner():
     assert all(issubclass(learner_of(row.config), Learner) for row in all_methods().values())
+
+
+STRANGER = '''
+from dataclasses import dataclass
+from dualppo.base import learns
+from dualppo.sampled import Sampled, SampledConfig, standard_scores
+
+@dataclass(frozen=True)
+class WorstFirstConfig(SampledConfig):
+    "Only the worse objective of a reply counts."
+
+@learns(WorstFirstConfig, "worst_first")
+class WorstFirst(Sampled):
+    def advantage(self, reward):
+        return standard_scores(reward.amin(-1), 1)
+'''
+
+
+def test_an_installed_package_of_a_stranger_adds_a_method(tmp_path, toy):
+    "As pip leaves it: a module, its row file, and an entry point in its metadata."
+    (tmp_path / "stranger.py").write_text(STRANGER)
+    (tmp_path / "stranger.toml").write_text('[[row]]\nname = "worst_first"\ntitle = "Worst first"\nabout = "a test"\nconfig = "worst_first"\n')
+    info = tmp_path / "stranger-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[dualppo.methods]\nworst_first = stranger\n")
+    code = "import sys; from dualppo.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "train", "worst_first", "--data", str(toy), "--epochs", "1", "--inner-epochs", "1", "--outputs", str(tmp_path / "o")]
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).resolve().parent.parent)])
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Worst first" in done.stdout
