@@ -11,7 +11,7 @@ from dualppo.features import load_features
 from dualppo.methods.rows import all_methods, stacks
 from dualppo.modrl import MODRLConfig
 from dualppo.molma import JUDGES, graded_runs, paired_difference, rates, start_table, wins_table, write_molma
-from dualppo.runner import PROFILES, SEED_000, SEED_003, Run, job_path, read_record, resolve, run_contest, run_from, run_seed, run_stack
+from dualppo.runner import PROFILES, SEED_000, SEED_003, Run, job_path, read_record, resolve, run_from, run_seed, run_stack
 from dualppo.tables import Cell, shown_tables
 
 
@@ -90,7 +90,7 @@ def test_seeds_of_a_gpu_train_together_as_they_do_alone(name):
     row, spec = resolve(Run(name, "stress", (0, 1), "smoke", overrides={"iterations": 2} if name == "so_weighted" else {"dialogues_per_epoch": 10}))
     features, device = load_features(), torch.device("cpu")
     together = run_stack(features, row, spec, (0, 1), device, None)
-    alone = (run_contest if name == "so_weighted" else run_seed)(features, row, spec, 1, device, None)
+    alone = run_seed(features, row, spec, 1, device, None)
     assert stacks(row) and together[1].keys() == alone.keys()
     assert together[1]["test"] == pytest.approx(alone["test"], abs=1e-5)
     assert not stacks(all_methods()["dpo"]) and not stacks(all_methods()["dual_ppo_aligned"])
