@@ -131,7 +131,7 @@ def is_arm(record: Mapping, arm: Arm, setting: str) -> bool:
         return False
     row, spec = resolve(Run(name, setting, profile=record["profile"], overrides=overrides))
     expected = finite({"method": asdict(row.config), "env": asdict(row.env), "candidates": asdict(spec)})
-    recorded = {part: dict(record["config"][part]) for part in expected} if isinstance(record.get("config"), dict) else {}
+    recorded = {part: finite(record["config"][part]) for part in expected} if isinstance(record.get("config"), dict) else {}
     same = all(expected[part].get(k, v) == v for part, values in recorded.items() for k, v in values.items())
     return same and set(overrides) <= {k for values in recorded.values() for k in values}
 

@@ -4,20 +4,17 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'HEADLINE', 'PAPER_ONLY', 'SEED_003', 'SEED_000', 'CONTROLS', 'PROFILES', 'ASSETS', 'Profile', 'Run',
-           'check_values', 'one_of', 'resolve', 'package_folder', 'imports_of', 'import_closure', 'trainer_module',
-           'code_sha256', 'data_name', 'data_argument', 'build_once', 'build_chitchat', 'features_path', 'pick_device',
-           'finite', 'standard_errors', 'chosen_replies', 'graded', 'run_seed', 'in_contest', 'run_stack', 'describe',
-           'to_json', 'canonical', 'peak_memory_mb', 'versions', 'Unfinished', 'forget', 'execute', 'profile_folder',
-           'job_path', 'notebook_path', 'read_record', 'finished', 'run_once', 'default_outputs', 'check_writable',
-           'run_from', 'grid', 'cost', 'Outcome', 'template_path', 'from_here', 'parameters_of', 'child_command',
-           'as_yaml', 'child', 'child_environment', 'last_line', 'run_child', 'is_done', 'missing', 'memory_need_mb',
+           'check_values', 'one_of', 'resolve', 'package_folder', 'reached_by', 'code_sha256', 'data_name',
+           'data_argument', 'build_once', 'build_chitchat', 'features_path', 'pick_device', 'finite', 'standard_errors',
+           'chosen_replies', 'graded', 'run_seed', 'in_contest', 'run_stack', 'describe', 'to_json', 'canonical',
+           'peak_memory_mb', 'versions', 'Unfinished', 'forget', 'execute', 'profile_folder', 'job_path',
+           'notebook_path', 'read_record', 'finished', 'run_once', 'default_outputs', 'check_writable', 'run_from',
+           'grid', 'cost', 'Outcome', 'template_path', 'from_here', 'parameters_of', 'child_command', 'as_yaml',
+           'child', 'child_environment', 'last_line', 'run_child', 'is_done', 'missing', 'memory_need_mb',
            'fitting_workers', 'to_stderr', 'run_grid', 'claims', 'manifest']
 
 # %% ../nbs/41_runner.ipynb #a261d61e
-import ast
-import functools
 import hashlib
-import inspect
 import json
 import math
 import os
@@ -45,7 +42,8 @@ from .data import SCRATCH, DataError, atomic_write, cached_official, download_of
 from .env import Env, Splits, make_envs
 from .features import KINDS, Features, embedded_path, load_features
 from .jobs import Children, Lock, Terminated, affordable_workers, at_work, available_memory_mb, lock, terminable
-from .base import Trained, learner_of
+from .base import Trained, learner_of, stack_of
+from .codehash import folder_of, reached, sha256_of
 from .methods.rows import Method, all_methods, configure, method, nearest, stacks, train, train_together
 from .metrics import METRICS, dialogue_standard_error, dialogue_sums, evaluate, per_state, survival
 from .policy import all_log_probs
@@ -166,54 +164,24 @@ def package_folder() -> Path:
     "Where the modules of this package lie."
     return Path(str(resources.files("dualppo")))
 
-
-def imports_of(source: str, package: str = "dualppo") -> set[str]:
-    "Names below dualppo, with dots for folders, of the modules that a source in `package` imports, late imports included."
-    found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom):
-            own = package.split(".")
-            path = [*own[:len(own) - node.level + 1], *(node.module or "").split(".")] if node.level else (node.module or "").split(".")  # the export makes imports relative
-            path = [part for part in path if part]
-            if path[:1] == ["dualppo"]:
-                found |= {".".join(path[1:])} if path[1:] else {alias.name for alias in node.names}
-        elif isinstance(node, ast.Import):
-            found |= {alias.name.removeprefix("dualppo.") for alias in node.names if alias.name.startswith("dualppo.")}
-    return found
-
-
-def import_closure(roots: Iterable[str], folder: Path | None = None) -> list[str]:
-    "The roots and all modules of the package they import, directly or not; sorted."
-    folder, todo, seen = folder or package_folder(), list(roots), set()
-    while todo:
-        name = todo.pop()
-        path = folder.joinpath(*name.split(".")).with_suffix(".py")
-        if name not in seen and path.is_file():
-            seen.add(name)
-            todo += _module(path.read_text(encoding="utf-8"), ".".join(["dualppo", *name.split(".")[:-1]]))[1]
-    return sorted(seen)
-
-
-@functools.lru_cache(maxsize=256)
-def _module(source: str, package: str = "dualppo") -> tuple[str, frozenset[str]]:
-    "A module without nbdev's cell marks, and what it imports. Known by its text: the time of a file says nothing."
-    return "\n".join(line for line in source.splitlines() if not line.startswith("# %%")), frozenset(imports_of(source, package))
-
 # %% ../nbs/41_runner.ipynb #14d28211
-def trainer_module(row: Method) -> str:
-    "The module of the function that trains a method."
-    return learner_of(row.config).__module__.removeprefix("dualppo.")
+def reached_by(row: Method, folder: Path | None = None) -> dict[str, str]:
+    "The definitions that a run of this method executes: its own, the environments', the evaluation's; a stranger's method brings its package."
+    learner, stack = learner_of(row.config), stack_of(row.config)
+    kinds = [type(row.config), learner, *([stack] if stack else [])]
+    others = {kind.__module__.partition(".")[0] for kind in kinds} - {"dualppo"}
+    folders = {"dualppo": folder or package_folder()} | {name: folder_of(name) for name in others}
+    roots = [f"{kind.__module__}:{kind.__qualname__}" for kind in kinds]
+    return reached([*roots, *(f"dualppo.runner:{name}" for name in ("run_seed", "run_stack"))], folders)
 
 
 def code_sha256(row: Method, folder: Path | None = None) -> str:
-    "One sha256 over the modules that a run of this method executes, and of no others."
-    folder, digest = folder or package_folder(), hashlib.sha256((inspect.getsource(run_seed) + inspect.getsource(in_contest) + inspect.getsource(graded)).encode())
-    for name in import_closure((trainer_module(row), "env", "metrics"), folder):
-        source = folder.joinpath(*name.split(".")).with_suffix(".py").read_text(encoding="utf-8")
-        digest.update(f"{name}\n{_module(source)[0]}".encode())
-        for asset in ASSETS.get(name, ()):
-            digest.update((folder / "assets" / asset).read_bytes())
-    return digest.hexdigest()
+    "One sha256 over the definitions that a run of this method reaches, and over the weights they read."
+    folder = folder or package_folder()
+    definitions = reached_by(row, folder)
+    read = {asset for name in definitions for asset in ASSETS.get(name.split(".")[1], ())}
+    weights = {asset: hashlib.sha256((folder / "assets" / asset).read_bytes()).hexdigest() for asset in read}
+    return sha256_of(definitions | weights)
 
 # %% ../nbs/41_runner.ipynb #3fea13bf
 def data_name(path: Path) -> str:
@@ -364,8 +332,8 @@ def describe(run: Run, features_sha256: str) -> dict:
     "Everything that decides the result of a run, and its key."
     row, spec = resolve(run)
     config = {"trainer": type(row.config).__name__, "method": asdict(row.config), "env": asdict(row.env), "candidates": asdict(spec)}
-    out = finite({"schema": SCHEMA, "method": row.name, "setting": run.setting, "profile": run.profile, "seeds": run.seeds, "config": config,
-                  "data_sha256": features_sha256, "code_sha256": code_sha256(row)})
+    out = {"schema": SCHEMA, "method": row.name, "setting": run.setting, "profile": run.profile, "seeds": list(run.seeds), "config": json.loads(json.dumps(config)),
+           "data_sha256": features_sha256, "code_sha256": code_sha256(row), "device": pick_device(run.device).type, "torch": metadata.version("torch")}
     return out | {"key": hashlib.sha256(to_json(out).encode()).hexdigest()}
 
 

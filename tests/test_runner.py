@@ -14,7 +14,8 @@ from papermill import PapermillExecutionError, execute_notebook
 
 from dualppo import runner
 from dualppo.data import DataError
-from dualppo.methods.rows import method
+from dualppo.base import learner_of
+from dualppo.methods.rows import all_methods, method
 from dualppo.runner import Outcome, Run, canonical, execute, finished, job_path, missing, notebook_path, read_record, run_from, run_grid, run_once
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,34 +83,55 @@ def package_copy(tmp_path) -> Path:
     return folder
 
 
-def edited(folder: Path, name: str) -> None:
-    """Append a line to a module."""
+def edited(folder: Path, name: str, old: str, new: str) -> None:
+    """Replace a piece of a module."""
     path = folder / f"{name}.py"
-    path.write_text(path.read_text() + "\nEDITED = True\n")
-    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    assert old in path.read_text(), f"{name} has no {old!r} any more"
+    path.write_text(path.read_text().replace(old, new, 1))
+    os.utime(path, ns=(0, 0))
 
 
-@pytest.mark.parametrize("name", ["cli", "tables", "runner", "methods/rows", "methods/grpo", "baselines", "build", "__init__"])
-def test_code_hash_ignores_modules_the_run_does_not_execute(tmp_path, name):
+@pytest.mark.parametrize(("name", "old", "new"), [
+    ("ppo", "def weight_signal", "# a comment\ndef weight_signal"), ("ppo", '"Steps (a) to (f)."', '"Another docstring."'), ("cli", "WIDE = 130", "WIDE = 131"),
+    ("tables", "def ", "def _more():\n    return 1\n\n\ndef "), ("methods/grpo", "sum_first", "first_sum"), ("baselines", "beta: float = 0.1", "beta: float = 0.2"),
+    ("data", "def download_official", "def _unused():\n    return 2\n\n\ndef download_official")])
+def test_code_hash_ignores_what_the_run_does_not_execute(tmp_path, name, old, new):
     folder = package_copy(tmp_path)
     before = runner.code_sha256(method("dual_ppo"), folder)
-    edited(folder, name)
+    edited(folder, name, old, new)
     assert runner.code_sha256(method("dual_ppo"), folder) == before
 
 
-@pytest.mark.parametrize("name", ["ppo", "env", "metrics", "weights", "rewards", "candidates", "judges"])
-def test_code_hash_sees_modules_the_run_executes(tmp_path, name):
+@pytest.mark.parametrize(("name", "old", "new"), [
+    ("ppo", "inner_epochs: int = 4", "inner_epochs: int = 5"), ("metrics", "GOOD_COSINE = 0.5", "GOOD_COSINE = 0.6"), ("masking", "MINUS_INFINITY = -1e9", "MINUS_INFINITY = -1e8"),
+    ("weights", "largest: float = 50.0", "largest: float = 40.0"), ("candidates", "twin: float = 0.95", "twin: float = 0.9"), ("base", "self.epoch += 1", "self.epoch += 2"),
+    ("stacked", "common = min(", "common = max("), ("surrogate", "return (log_probs.exp()", "return -(log_probs.exp()")])
+def test_code_hash_sees_what_the_run_executes(tmp_path, name, old, new):
     folder = package_copy(tmp_path)
     before = runner.code_sha256(method("dual_ppo"), folder)
-    edited(folder, name)
+    edited(folder, name, old, new)
     assert runner.code_sha256(method("dual_ppo"), folder) != before
 
 
 def test_code_hash_belongs_to_the_trainer(tmp_path):
     folder = package_copy(tmp_path)
     before = {name: runner.code_sha256(method(name), folder) for name in ("sft", "dual_ppo")}
-    edited(folder, "baselines")
+    edited(folder, "baselines", "return F.nll_loss(", "return 2 * F.nll_loss(")
     assert runner.code_sha256(method("sft"), folder) != before["sft"] and runner.code_sha256(method("dual_ppo"), folder) == before["dual_ppo"]
+
+
+@pytest.mark.parametrize("name", all_methods())
+def test_the_code_of_a_run_is_its_trainer_and_no_report(name):
+    reached = runner.reached_by(method(name))
+    kind = learner_of(method(name).config)
+    assert f"{kind.__module__}.{kind.__qualname__}" in reached and "dualppo.metrics.per_state" in reached
+    assert not [one for one in reached if "download" in one or one.split(".")[1] in ("report", "tables", "cli", "ledger", "jobs")]
+
+
+def test_every_digit_of_a_configuration_and_the_machine_are_in_the_key(monkeypatch):
+    keys = {runner.describe(Run("sft", overrides={"lr": lr}, device="cpu"), "0")["key"] for lr in (1.25e-7, 1.2e-7)}
+    monkeypatch.setattr(runner.metadata, "version", lambda name: "another")
+    assert len(keys | {runner.describe(Run("sft", overrides={"lr": 1.2e-7}, device="cpu"), "0")["key"]}) == 3
 
 
 def test_code_hash_sees_the_judges_weights(tmp_path):
@@ -119,17 +141,11 @@ def test_code_hash_sees_the_judges_weights(tmp_path):
     assert runner.code_sha256(method("random"), folder) != before
 
 
-def test_imports_are_read_in_every_form():
-    source = "import dualppo.a\nfrom dualppo.b import x\nfrom .c import y\nfrom . import d\nfrom dualppo import e\ndef f():\n    from .g import z\nimport os\nfrom other.h import q"
-    assert runner.imports_of(source) == set("abcdeg")
-    assert runner.imports_of("from ..base import x\nfrom .near import y\nfrom .. import z", "dualppo.methods") == {"base", "methods.near", "z"}
-
-
 def test_a_method_in_a_folder_is_in_its_own_key(tmp_path):
     folder = package_copy(tmp_path)
     before = runner.code_sha256(method("grpo"), folder)
-    for name in ("methods/grpo", "sampled", "base"):
-        edited(folder, name)
+    for name, old, new in (("methods/grpo", "reward @ weights, 1", "-reward @ weights, 1"), ("sampled", "spread + 1e-8", "spread + 1e-7"), ("base", "self.epoch += 1", "self.epoch += 2")):
+        edited(folder, name, old, new)
         after = runner.code_sha256(method("grpo"), folder)
         assert after != before, f"{name} is not in the key of grpo"
         before = after
