@@ -7,13 +7,14 @@ __all__ = ['SCHEMA', 'HEADLINE', 'PAPER_ONLY', 'SEED_003', 'SEED_000', 'CONTROLS
            'check_values', 'one_of', 'resolve', 'package_folder', 'reached_by', 'code_sha256', 'data_name',
            'data_argument', 'build_once', 'build_chitchat', 'features_path', 'pick_device', 'finite', 'standard_errors',
            'chosen_replies', 'graded', 'run_seed', 'in_contest', 'run_stack', 'describe', 'to_json', 'canonical',
-           'peak_memory_mb', 'versions', 'Unfinished', 'forget', 'execute', 'profile_folder', 'job_path',
+           'peak_memory_mb', 'versions', 'Unfinished', 'forget', 'execute', 'data_folder', 'profile_folder', 'job_path',
            'notebook_path', 'read_record', 'finished', 'run_once', 'default_outputs', 'check_writable', 'run_from',
            'grid', 'cost', 'Outcome', 'template_path', 'from_here', 'parameters_of', 'child_command', 'as_yaml',
            'child', 'child_environment', 'last_line', 'run_child', 'is_done', 'missing', 'memory_need_mb',
            'fitting_workers', 'to_stderr', 'run_grid', 'claims', 'manifest']
 
 # %% ../nbs/41_runner.ipynb #a261d61e
+import functools
 import hashlib
 import json
 import math
@@ -436,18 +437,36 @@ def execute(run: Run, report: Callable[[dict], None] | None = None, features: Fe
                      "versions": versions(), "started": started.isoformat(timespec="seconds")}}
 
 # %% ../nbs/41_runner.ipynb #480543d2
+@functools.lru_cache(maxsize=64)
+def _sha256_of(path: Path, size: int, changed: int) -> str:
+    "The sha256 of a file; its size and time only tell the cache when to look again."
+    return hashlib.sha256(_bytes(path)).hexdigest()
+
+
+def data_folder(data: str) -> str:
+    "What tells runs on one features file from those on another, whatever the two are called: name and part of the sha256; nothing for the embedded ones."
+    if data == "embedded":
+        return ""
+    path = features_path(data)
+    try:
+        now = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: the features cannot be read ({error.strerror}); give --data a features file or run `dualppo data build`.") from None
+    return f"{data_name(path)}-{_sha256_of(path.resolve(), now.st_size, now.st_mtime_ns)[:8]}"
+
+
 def profile_folder(run: Run) -> str:
-    "Folder of a run's kin: the profile, with the data's name unless embedded; `custom` if seeds or overrides are not the profile's."
+    "Folder of a run's kin: the profile, with name and sha256 of the data unless embedded; `custom` if seeds or overrides are not the profile's."
     if run.overrides or run.seeds != PROFILES[run.profile].seeds_of(run.method):
         return "custom"
-    return run.profile if run.data == "embedded" else f"{run.profile}-{data_name(Path(run.data))}"
+    return "-".join(filter(None, (run.profile, data_folder(run.data))))
 
 
 def job_path(outputs: Path, run: Run) -> Path:
     "Where the JSON of a run lies."
     folder, stem = profile_folder(run), run.method
     if folder == "custom":
-        text = json.dumps([run.profile, list(run.seeds), run.data, dict(run.overrides)], sort_keys=True, default=list)
+        text = json.dumps([run.profile, list(run.seeds), data_folder(run.data) or run.data, dict(run.overrides)], sort_keys=True, default=list)
         stem += "-" + hashlib.sha256(text.encode()).hexdigest()[:8]
     return outputs / "runs" / folder / run.setting / f"{stem}.json"
 

@@ -104,7 +104,7 @@ def test_reproduce_is_resumable_and_quick_the_second_time(capsys, tmp_path, toy,
     argv = ["reproduce", "--profile", "smoke", "--data", str(toy), "--outputs", str(tmp_path), "--methods", "random", "oracle", "--settings", "clean", "--workers", "2", "--no-notebooks"]
     assert main(argv) == 0
     first = capsys.readouterr().out
-    assert "2 done" in first and "Table 2" in first and "smoke-toy" in first
+    assert "2 done" in first and "Table 2" in first and "smoke-toy-" in first
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.json")}
     assert len(stamps) == 2
     assert main(argv) == 0

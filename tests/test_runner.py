@@ -128,6 +128,17 @@ def test_the_code_of_a_run_is_its_trainer_and_no_report(name):
     assert not [one for one in reached if "download" in one or one.split(".")[1] in ("report", "tables", "cli", "ledger", "jobs")]
 
 
+def test_two_data_sets_of_one_name_share_no_folder(tmp_path, toy):
+    from toys import write_toy
+    for name, dialogues in (("a", 30), ("b", 31)):
+        (tmp_path / name).mkdir()
+        write_toy(tmp_path / name / "toy.safetensors", dialogues=dialogues, turns=2)
+    runs = [Run("random", "clean", (0,), "smoke", str(tmp_path / name / "toy.safetensors")) for name in "ab"]
+    assert len({job_path(tmp_path, run) for run in runs}) == 2
+    shutil.copytree(tmp_path / "a", tmp_path / "c")
+    assert job_path(tmp_path, replace(runs[0], data=str(tmp_path / "c" / "toy.safetensors"))) == job_path(tmp_path, runs[0])
+
+
 def test_every_digit_of_a_configuration_and_the_machine_are_in_the_key(monkeypatch):
     keys = {runner.describe(Run("sft", overrides={"lr": lr}, device="cpu"), "0")["key"] for lr in (1.25e-7, 1.2e-7)}
     monkeypatch.setattr(runner.metadata, "version", lambda name: "another")

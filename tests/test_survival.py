@@ -73,7 +73,8 @@ def same_results(outputs: Path, undisturbed: Path, runs: list[Run]) -> None:
 
 def final_tables(outputs: Path) -> list[str]:
     """Table 2, Table 3 and every metric, as text."""
-    done = read_runs(outputs, "smoke-toy")
+    (folder,) = (path.name for path in (outputs / "runs").glob("smoke-toy-*"))
+    done = read_runs(outputs, folder)
     return [to_csv(build_table(name, done)) for name in ("table2", "table3")] + [per_seed(done).to_csv()]
 
 
