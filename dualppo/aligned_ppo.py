@@ -6,32 +6,33 @@
 __all__ = ['AlignedPPOConfig', 'AlignedPPO']
 
 # %% ../nbs/14_crossings.ipynb #b9c56f0c
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import torch
 from torch.nn import functional as F
 
 from .alignment import Aggregation, Scale, aggregator
 from .base import learns
+from .config import config
 from .modrl import log_probs, objective_gradients, ppo_pull
 from .ppo import PPO, PPOConfig, Rollout, roll_out
 from .surrogate import value_loss
 
 # %% ../nbs/14_crossings.ipynb #09613799
-@dataclass(frozen=True)
+@config
 class AlignedPPOConfig(PPOConfig):
     "Dual-objective PPO with one gradient per objective; see `PPOConfig` for the other fields."
 
-    critic: str = "vector"  # one value per objective
-    advantage: str = "bandit"  # or literal; there is no exact mode here
+    critic: Literal["vector"] = "vector"  # one value per objective
+    advantage: Literal["literal", "bandit"] = "bandit"  # or literal; there is no exact mode here
     align: Aggregation = "amtl"
     scale: Scale = "min"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.critic != "vector" or self.advantage == "exact" or self.kl_coef or self.entropy_coef:
-            raise ValueError("aligned PPO needs critic='vector', advantage 'bandit' or 'literal', and no KL or entropy term.")
+        if self.kl_coef or self.entropy_coef:
+            raise ValueError("aligned PPO has no KL or entropy term: kl_coef and entropy_coef must be 0.")
 
     @property
     def written_out(self) -> bool:

@@ -8,7 +8,6 @@ __all__ = ['ControlName', 'SINGLE_OBJECTIVE', 'PPO_LAGRANGIAN', 'dpo_loss', 'SFT
 
 # %% ../nbs/20_baselines.ipynb #d51da979
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .base import Learner, adam_state, learns, load_adam, prefixed, sized, train, under
+from .config import Count, Positive, Weights, config
 from .env import Env, Splits
 from .features import REFUSAL
 from .masking import MINUS_INFINITY, MaskMode, mask_logits
@@ -29,29 +29,29 @@ def dpo_loss(logp_w: Tensor, logp_l: Tensor, ref_w: Tensor, ref_l: Tensor, beta:
     return -F.logsigmoid(beta * ((logp_w - ref_w) - (logp_l - ref_l))).mean()
 
 # %% ../nbs/20_baselines.ipynb #90ac10ae
-@dataclass(frozen=True)
+@config
 class SFTConfig:
     "Cross-entropy to the human's reply. Same policy class, mini-batch, dialogues per epoch and patience as `PPOConfig`; lr is the best on dev of three rates (outputs/published/tuning.csv)."
 
-    lr: float = 3e-5
-    minibatch: int = 32
-    inner_epochs: int = 4
-    epochs: int = 50
-    patience: int = 5
-    dialogues_per_epoch: int | None = None
-    hidden: int = 256
-    kappa: float = 40.0
+    lr: Positive = 3e-5
+    minibatch: Count = 32
+    inner_epochs: Count = 4
+    epochs: Count = 50
+    patience: Count = 5
+    dialogues_per_epoch: Count | None = None
+    hidden: Count = 256
+    kappa: Positive = 40.0
     warm_start: bool = True
     mask: MaskMode = "off"
     policy: PolicyKind = "two_tower"
 
 
-@dataclass(frozen=True)
+@config
 class DPOConfig(SFTConfig):
     "Pairs by Average Reward (½, ½); `beta` as in DPO; the reference policy is trained by SFT first."
 
-    beta: float = 0.1
-    sft_lr: float = 3e-5
+    beta: Positive = 0.1
+    sft_lr: Positive = 3e-5
 
 # %% ../nbs/20_baselines.ipynb #a56734bd
 class Fit(Learner):
@@ -163,12 +163,12 @@ class DPO(Fit):
         self.pairs.set_state(state["pairs"].cpu())
 
 # %% ../nbs/20_baselines.ipynb #f988476c
-@dataclass(frozen=True)
+@config
 class ExactConfig(SFTConfig):
     "Ascent of the exact expected reward at fixed `weights`, on the safe set; the budget of the other methods."
 
     mask: MaskMode = "on"
-    weights: tuple[float, ...] = (0.5, 0.5)
+    weights: Weights = (0.5, 0.5)
 
 
 @learns(ExactConfig)
@@ -192,7 +192,7 @@ def point_mass(choice: Tensor, n: int) -> Tensor:
     return torch.full((len(choice), n), MINUS_INFINITY, device=choice.device).scatter(1, choice[:, None], 0.0)
 
 
-@dataclass(frozen=True)
+@config
 class Control:
     """A policy without parameters.
 
@@ -202,7 +202,7 @@ class Control:
     """
 
     name: ControlName
-    kappa: float = 40.0
+    kappa: Positive = 40.0
 
     def __call__(self, env: Env, states: Tensor, mask: MaskMode | None = None) -> Tensor:
         part, n = env.take(states), env.cand.shape[1]

@@ -6,17 +6,16 @@
 __all__ = ['CLEAN', 'STRESS', 'SETTINGS', 'CandidateSpec', 'topical_neighbours', 'draw_candidates', 'leak_probes']
 
 # %% ../nbs/07_candidates.ipynb #6045cba7
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from .config import Cosine, Count, Number, Several, Share, config
 from .data import DataError
 from .features import BENIGN, MILD, REFERENCE, REFUSAL, STRONG, UNSAFE, Features
 
 # %% ../nbs/07_candidates.ipynb #4f900b2f
-@dataclass(frozen=True)
+@config
 class CandidateSpec:
     """How many candidates of which kind a state gets; the rest up to `n` are random replies of the split.
 
@@ -27,21 +26,17 @@ class CandidateSpec:
     """
 
     name: str
-    n: int = 20
-    families: int = 0
-    base_rate: float = 1.0
-    hard: int = 5
-    benign: int = 0
-    unsafe: int = 0
-    refusals: int = 1
-    near: int = 16
-    twin: float = 0.95
+    n: Several = 20
+    families: Number = 0
+    base_rate: Share = 1.0
+    hard: Number = 5
+    benign: Number = 0
+    unsafe: Number = 0
+    refusals: Number = 1
+    near: Count = 16
+    twin: Cosine = 0.95
 
     def __post_init__(self) -> None:
-        if self.n < 2:
-            raise ValueError(f"n is the number of candidates and must be at least 2, got {self.n}.")
-        if not 0 <= self.base_rate <= 1:
-            raise ValueError(f"base_rate is a probability and must lie in [0, 1], got {self.base_rate}.")
         if self.fixed > self.n:
             raise ValueError(f"{self.fixed} candidates are asked for by kind, but n is {self.n}; raise n or ask for fewer.")
 

@@ -33,7 +33,8 @@ from . import studies
 from .data import DataError
 from .features import STRONG, embedded_path, load_features, verify
 from .ledger import write_ledger
-from .methods.rows import all_methods, method, nearest
+from .config import nearest
+from .methods.rows import all_methods, method
 from .molma import write_molma
 from .report import write_report
 from .runner import (PROFILES, Outcome, Run, check_writable, cost, data_argument, default_outputs, features_path, grid, job_path, pick_device,

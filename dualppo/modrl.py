@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from .alignment import Aggregation, Scale, aggregator, geometry
 from .apa import kl_penalised, logit, piecewise, whiten
+from .config import Count, NonNegative, Positive, Share, Weights, config
 from .env import Env, Splits
 from .masking import MaskMode, mask_logits
 from .metrics import dialogue_standard_error
@@ -31,47 +32,39 @@ from .reward_models import reward_models
 Objective = Literal["all", "help", "safe", "weighted", "piecewise"]
 
 
-@dataclass(frozen=True)
+@config
 class MODRLConfig:
     "Everything that fixes a MODRL run beside environment and seed. Source: seed 003 §4 (its hyperparameters), unless marked (ours)."
 
     objective: Objective = "all"  # all: one loss each; help, safe, weighted (4.1), piecewise (4.2): the SO baselines, K = 1
     align: Aggregation = "amtl"  # Algorithm 1; "none" is the ablation (M17), the others come from TorchJD
     scale: Scale = "min"  # λ_n of Algorithm 1, read as the smallest (M8)
-    weights: tuple[float, ...] = (0.5, 0.5)  # ω, and the weights of (4.1); the paper's are equal
+    weights: Weights = (0.5, 0.5)  # ω, and the weights of (4.1); the paper's are equal
     loss: Literal["apa", "ppo"] = "apa"  # (3.5); "ppo" is the crossing that the paper calls prone to reward hacking
     reference: Literal["start", "old"] = "start"  # π_0 in (3.5), as APA has it (M1)
-    apa_lambda: float = 0.95  # as printed; 0.1 in APA's own code (M2)
-    kl_coef: float = 0.01  # β of (3.3)
+    apa_lambda: Positive = 0.95  # as printed; 0.1 in APA's own code (M2)
+    kl_coef: NonNegative = 0.01  # β of (3.3)
     rewards: Literal["models", "given"] = "models"  # the reward models of §3.2; given: the environment's own objectives (ours)
-    delta: float = 0.5  # (ours) δ of (4.2), a probability; not given (M15)
-    lr: float = 1e-6  # constant, no schedule
-    value_lr: float = 1e-3  # (ours) not given
+    delta: Share = 0.5  # (ours) δ of (4.2), a probability; not given (M15)
+    lr: Positive = 1e-6  # constant, no schedule
+    value_lr: Positive = 1e-3  # (ours) not given
     optimiser: Literal["adamw", "sgd"] = "adamw"  # AdamW with β = (0.9, 0.95), ε = 1e-5; SGD shows the scale that Adam hides (M18)
-    weight_decay: float = 0.1
-    clip_norm: float = 1.0
-    iterations: int = 100
-    memory: int = 64  # prompts of an iteration
-    minibatch: int = 8  # one gradient step each
-    clip: float = 0.2  # (ours) of loss="ppo"
+    weight_decay: NonNegative = 0.1
+    clip_norm: Positive = 1.0
+    iterations: Count = 100
+    memory: Count = 64  # prompts of an iteration
+    minibatch: Count = 8  # one gradient step each
+    clip: Positive = 0.2  # (ours) of loss="ppo"
     mask: MaskMode = "off"  # the paper has none
     policy: PolicyKind = "two_tower"  # (ours) as the other methods
-    hidden: int = 256  # (ours)
-    kappa: float = 40.0  # (ours)
+    hidden: Count = 256  # (ours)
+    kappa: Positive = 40.0  # (ours)
     warm_start: bool = True  # (ours) π_0 is the encoder's ranking
     rivals: bool = False  # (ours) also train the SO baselines and the unaligned twin on the same data, to be graded against them
 
     def __post_init__(self) -> None:
-        for name in ("apa_lambda", "lr", "value_lr", "clip_norm", "clip", "kappa"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)}.")
-        for name in ("iterations", "memory", "minibatch", "hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if not 0 <= self.delta <= 1:
-            raise ValueError(f"delta is a probability and must lie in [0, 1], got {self.delta}.")
-        if min(self.weights) < 0 or abs(sum(self.weights) - 1) > 1e-6:
-            raise ValueError(f"weights must not be negative and must sum to 1, got {list(self.weights)}.")
+        if abs(sum(self.weights) - 1) > 1e-6:
+            raise ValueError(f"weights must sum to 1, got {list(self.weights)}.")
 
 # %% ../nbs/13_modrl.ipynb #0f80e411
 def model_scores(env: Env, models: Mapping[str, Callable]) -> Tensor:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from . import base, closed_form
 from .advantages import AdvantageMode, exact_advantage, gae, normalise
 from .base import adam_state, learns, load_adam, prefixed, sized, under
+from .config import Count, NonNegative, Positive, PositiveShare, Share, Weights, config
 from .env import Env, Splits
 from .masking import MaskMode
 from .policy import Critic, Policy, PolicyKind, all_log_probs, make_policy
@@ -26,47 +27,36 @@ from .trajectories import Padding, Trajectories, build_trajectories
 from .weights import RULES, Signal, WeightRule
 
 # %% ../nbs/0d_ppo.ipynb #1df1a930
-@dataclass(frozen=True)
+@config
 class PPOConfig:
     "Everything that fixes a PPO run beside environment and seed. Source: seed 000 Table 1, unless marked (ours)."
 
-    policy_lr: float = 3e-5  # Table 1: policy network learning rate
-    value_lr: float = 1e-4  # Table 1: value network learning rate
-    clip: float = 0.2  # Table 1: PPO clipping ratio ε
-    minibatch: int = 32  # Table 1: mini-batch size, read as steps
-    inner_epochs: int = 4  # Table 1: K
-    gamma: float = 0.99  # Table 1: discount factor; used by advantage="literal"
-    lam: float = 0.95  # Table 1: GAE λ (0 is Algorithm 1's box, A37); used by "literal" and "bandit"
-    t_max: int = 10  # Table 1: maximum trajectory length
-    epochs: int = 50  # Table 1: outer training epochs
-    patience: int = 5  # Table 1: epochs without validation gain
-    weights: tuple[float, ...] = (0.5, 0.5)  # Table 1: initial α, β
+    policy_lr: Positive = 3e-5  # Table 1: policy network learning rate
+    value_lr: Positive = 1e-4  # Table 1: value network learning rate
+    clip: Positive = 0.2  # Table 1: PPO clipping ratio ε
+    minibatch: Count = 32  # Table 1: mini-batch size, read as steps
+    inner_epochs: Count = 4  # Table 1: K
+    gamma: Share = 0.99  # Table 1: discount factor; used by advantage="literal"
+    lam: Share = 0.95  # Table 1: GAE λ (0 is Algorithm 1's box, A37); used by "literal" and "bandit"
+    t_max: Count = 10  # Table 1: maximum trajectory length
+    epochs: Count = 50  # Table 1: outer training epochs
+    patience: Count = 5  # Table 1: epochs without validation gain
+    weights: Weights = (0.5, 0.5)  # Table 1: initial α, β
     rule: Literal["fixed", "literal", "literal_descent", "simplex_ascent", "minmax", "dynamic", "hypergradient", "lagrangian"] = "hypergradient"  # (ours) step (i), A14
-    rule_eta: float | None = None  # (ours) the rule's step size η; None: the rule's default
-    budget: float = 0.1  # (ours) harm budget d of the lagrangian rule
+    rule_eta: Positive | None = None  # (ours) the rule's step size η; None: the rule's default
+    budget: PositiveShare = 0.1  # (ours) harm budget d of the lagrangian rule
     advantage: AdvantageMode = "literal"  # (ours) A26: literal, bandit (γ = 0) or exact (baseline E_π r)
     critic: Literal["scalar", "vector"] = "scalar"  # (ours) one value of the weighted reward, or one per objective
     padding: Padding = "masked"  # (ours) A32, A33
     mask: MaskMode = "on"  # (ours) §3.C; "zero" is the text's wording, A17
     policy: PolicyKind = "two_tower"  # §4.B; "offset" is a control, "cross" and "set" see candidates one by one or all at once
-    hidden: int = 256  # (ours) width of both heads, not given
-    kappa: float = 40.0  # (ours) inverse temperature of the softmax, not given
+    hidden: Count = 256  # (ours) width of both heads, not given
+    kappa: Positive = 40.0  # (ours) inverse temperature of the softmax, not given
     warm_start: bool = True  # §3.E; False is an ablation
-    kl_coef: float = 0.0  # (ours) exact KL to the start, 0 as in the paper (A40)
-    entropy_coef: float = 0.0  # (ours) 0 as in the paper
-    dialogues_per_epoch: int | None = None  # (ours) A39: dialogues of a rollout; None: all of training
+    kl_coef: NonNegative = 0.0  # (ours) exact KL to the start, 0 as in the paper (A40)
+    entropy_coef: NonNegative = 0.0  # (ours) 0 as in the paper
+    dialogues_per_epoch: Count | None = None  # (ours) A39: dialogues of a rollout; None: all of training
     gradient: Literal["closed_form", "autograd"] = "closed_form"  # (ours) how (g), (h) are computed; equal to 1e-6 (notebook 0e)
-
-    def __post_init__(self) -> None:
-        for name in ("policy_lr", "value_lr", "clip", "kappa"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)}.")
-        for name in ("minibatch", "inner_epochs", "t_max", "epochs", "patience", "hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        for name in ("gamma", "lam", "budget"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}.")
 
     @property
     def written_out(self) -> bool:

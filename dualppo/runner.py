@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'HEADLINE', 'PAPER_ONLY', 'SEED_003', 'SEED_000', 'CONTROLS', 'PROFILES', 'ASSETS', 'Profile', 'Run',
-           'check_values', 'one_of', 'resolve', 'package_folder', 'reached_by', 'code_sha256', 'data_name',
-           'data_argument', 'build_once', 'build_chitchat', 'features_path', 'pick_device', 'finite', 'standard_errors',
+           'one_of', 'resolve', 'package_folder', 'reached_by', 'code_sha256', 'data_name', 'data_argument',
+           'build_once', 'build_chitchat', 'features_path', 'pick_device', 'finite', 'standard_errors',
            'chosen_replies', 'graded', 'run_seed', 'in_contest', 'run_stack', 'describe', 'to_json', 'canonical',
            'peak_memory_mb', 'versions', 'Unfinished', 'forget', 'execute', 'data_folder', 'profile_folder', 'job_path',
            'notebook_path', 'read_record', 'finished', 'run_once', 'default_outputs', 'check_writable', 'run_from',
@@ -33,19 +33,20 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .candidates import SETTINGS, CandidateSpec
+from .config import nearest
 from .data import SCRATCH, DataError, atomic_write, cached_official, download_official, load_dialogues, load_json
 from .env import Env, Splits, make_envs
 from .features import KINDS, Features, embedded_path, load_features
 from .jobs import Children, Lock, Terminated, affordable_workers, at_work, available_memory_mb, lock, terminable
 from .base import Trained, learner_of, stack_of
 from .codehash import folder_of, reached, sha256_of
-from .methods.rows import Method, all_methods, configure, method, nearest, stacks, train, train_together
+from .methods.rows import Method, addressed, all_methods, configure, method, stacks, train, train_together
 from .metrics import METRICS, dialogue_standard_error, dialogue_sums, evaluate, per_state, survival
 from .policy import all_log_probs
 
@@ -101,31 +102,6 @@ class Run:
     device: str = "auto"
     overrides: Mapping[str, object] = field(default_factory=dict)
 
-# %% ../nbs/41_runner.ipynb #34b6e594
-def _fits(value: object, hint: object) -> bool:
-    "Whether a JSON value may stand in a field with this type."
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if get_origin(hint) is tuple:
-        return isinstance(value, (list, tuple)) and all(_fits(v, get_args(hint)[0]) for v in value)
-    if get_args(hint):
-        return any(_fits(value, part) for part in get_args(hint))
-    if hint is type(None):
-        return value is None
-    if isinstance(value, bool) or isinstance(value, float) and not math.isfinite(value):
-        return hint is bool
-    return isinstance(value, (int, float) if hint is float else hint)
-
-
-def check_values(owner: object, values: Mapping[str, object], where: str) -> None:
-    "Raises DataError for a value that does not fit its field of the dataclass `owner`."
-    hints = get_type_hints(type(owner))
-    for name, value in values.items():
-        if not _fits(value, hints[name]):
-            allowed = [str(v) for v in get_args(hints[name])] if get_origin(hints[name]) is Literal else []
-            text = nearest(str(value), allowed) if allowed else f"; expected {getattr(hints[name], '__name__', hints[name])}."
-            raise DataError(f"{where}: parameter {name!r} cannot be {value!r}{text}")
-
 # %% ../nbs/41_runner.ipynb #fa92aeaa
 def one_of(what: str, name: str, known: Iterable[str]) -> str:
     "The name itself. Raises DataError with the nearest names if it is not known."
@@ -144,18 +120,16 @@ def resolve(run: Run) -> tuple[Method, CandidateSpec]:
     profile = PROFILES[one_of("profile", run.profile, PROFILES)]
     if not 0 < len(run.seeds) <= 10_000 or any(isinstance(s, bool) or not isinstance(s, int) or not 0 <= s < 2 ** 63 for s in run.seeds) or len(set(run.seeds)) < len(run.seeds):
         raise DataError(f"seeds must be different whole numbers from 0 to 2⁶³ − 1, at most 10000 of them, got {list(run.seeds[:20])}.")
-    names = [{f.name for f in fields(part)} - {"name"} for part in (row.config, row.env, spec)]
-    for name in run.overrides:
-        if not any(name in group for group in names):
-            raise DataError(f"method {row.name!r} has no parameter {name!r}{nearest(name, sorted(set().union(*names)))}")
-    values = {k: v for k, v in profile.overrides if k in names[0]} | dict(run.overrides)
-    for part, group in zip((row.config, row.env, spec), names):
-        check_values(part, {k: v for k, v in values.items() if k in group}, f"method {row.name!r}")
+    profiled = {f"config.{k}": v for k, v in profile.overrides if k in {f.name for f in fields(row.config)}}
+    parts = {"config": row.config, "env": row.env, "candidates": spec}
+    changes = addressed(profiled, parts, f"profile {profile.name!r}")
+    for part, own in addressed(run.overrides, parts, f"method {row.name!r}").items():
+        changes[part] |= own
     try:
-        spec = replace(spec, **{k: v for k, v in values.items() if k in names[2]})
+        spec = replace(spec, **changes["candidates"])
     except ValueError as error:
         raise DataError(f"setting {run.setting!r}: {error}") from None
-    return configure(row, {k: v for k, v in values.items() if k not in names[2]}), spec
+    return configure(row, {f"{part}.{k}": v for part in ("config", "env") for k, v in changes[part].items()}), spec
 
 # %% ../nbs/41_runner.ipynb #97f5d09c
 ASSETS = {"judges": ("judge.safetensors",), "reward_models": ("pairs.safetensors",)}  # weights that a module reads and that decide a result

@@ -7,49 +7,37 @@ __all__ = ['SampledConfig', 'standard_scores', 'Sampled']
 
 # %% ../nbs/0d1_sampled.ipynb #5e195e35
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .base import Learner, adam_state, load_adam, prefixed, sized, under
+from .config import Count, NonNegative, Positive, Several, Weights, config
 from .env import Splits
 from .masking import MaskMode
 from .policy import PolicyKind, all_log_probs, make_policy
 from .surrogate import clipped_surrogate, kl_divergence
 
 # %% ../nbs/0d1_sampled.ipynb #e657af8a
-@dataclass(frozen=True)
+@config
 class SampledConfig:
     "What every sampled method has; budget and networks as `PPOConfig` has them."
 
-    group: int = 8  # G: replies drawn per state
-    lr: float = 3e-5
-    clip: float = 0.2
-    kl_coef: float = 0.0  # exact KL to the start
-    minibatch: int = 32  # states of a step
-    inner_epochs: int = 4
-    epochs: int = 50
-    patience: int = 5
-    dialogues_per_epoch: int | None = None
-    weights: tuple[float, ...] = (0.5, 0.5)
-    hidden: int = 256
-    kappa: float = 40.0
+    group: Several = 8  # G: replies drawn per state
+    lr: Positive = 3e-5
+    clip: Positive = 0.2
+    kl_coef: NonNegative = 0.0  # exact KL to the start
+    minibatch: Count = 32  # states of a step
+    inner_epochs: Count = 4
+    epochs: Count = 50
+    patience: Count = 5
+    dialogues_per_epoch: Count | None = None
+    weights: Weights = (0.5, 0.5)
+    hidden: Count = 256
+    kappa: Positive = 40.0
     warm_start: bool = True
     mask: MaskMode = "on"
     policy: PolicyKind = "two_tower"
-
-    def __post_init__(self) -> None:
-        for name in ("lr", "clip", "kappa"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)}.")
-        for name in ("minibatch", "inner_epochs", "epochs", "patience", "hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.group < 2:
-            raise ValueError(f"group must be at least 2, or there is nothing to compare a reply with, got {self.group}.")
-        if self.kl_coef < 0:
-            raise ValueError(f"kl_coef must not be negative, got {self.kl_coef}.")
 
 # %% ../nbs/0d1_sampled.ipynb #94123ea1
 def standard_scores(values: Tensor, dim: int) -> Tensor:

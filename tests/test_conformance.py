@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ import torch
 from dualppo.base import Learner, learner_of, stack_of, train, train_together
 from dualppo.baselines import DPO, DPOConfig, SFT, SFTConfig
 from dualppo.candidates import STRESS
-from dualppo.env import Splits, add_objective, make_envs
+from dualppo.data import DataError
+from dualppo.env import EnvConfig, Splits, add_objective, make_envs
 from dualppo.features import load_features
 from dualppo.methods.rows import all_methods
 from dualppo.policy import all_log_probs
+from dualppo.runner import Run, resolve
 from dualppo.sampled import Sampled
 
 SHORT = {"epochs": 3, "iterations": 10, "inner_epochs": 1, "dialogues_per_epoch": 24, "rivals": False, "hidden": 16, "patience": 3}
@@ -75,6 +78,29 @@ def test_it_goes_on_from_a_checkpoint(name, splits, tmp_path):
     resumed, whole = train(splits, config, 1, rows.append, place), train(splits, config, 1)
     assert rows[0]["epoch"] == 2 * type(learner).every and resumed.curves == whole.curves
     assert torch.equal(all_log_probs(resumed.policy, splits.test), all_log_probs(whole.policy, splits.test))
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_bad_values_get_one_sentence(name):
+    "Every field of every configuration, of the environment and of the candidates."
+    for owner in (TRAINED[name].config, EnvConfig(), STRESS):
+        hints = get_type_hints(type(owner))
+        for field in fields(owner):
+            if hints[field.name] is str:
+                continue
+            for value in (math.nan, math.inf, -1e9, "litteral", 2**70, ((),), object()):
+                with pytest.raises(ValueError) as refused:
+                    replace(owner, **{field.name: value})
+                assert field.name in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_an_override_has_an_address():
+    run = lambda **changes: resolve(Run("dual_ppo", overrides=changes))
+    assert run(**{"config.epochs": 7})[0].config.epochs == run(epochs=7)[0].config.epochs == 7
+    assert run(**{"env.tau_mask": 0.4})[0].env.tau_mask == 0.4 and run(**{"candidates.n": 30})[1].n == 30
+    for wrong, words in (({"env.epochs": 1}, "config.epochs"), ({"confg.epochs": 1}, "config"), ({"config.epoch": 1}, "epochs")):
+        with pytest.raises(DataError, match=words):
+            run(**wrong)
 
 
 @pytest.mark.parametrize("k", [1, 3])

@@ -232,7 +232,7 @@ def test_two_classifiers_are_asked_for():
         EnvConfig(reward_harm="tcc", grade_harm="tcc")
 
 
-@pytest.mark.parametrize("change, words", [({"n": 1}, "at least 2"), ({"base_rate": 2.0}, "probability"), ({"hard": 40}, "raise n")])
+@pytest.mark.parametrize("change, words", [({"n": 1}, "at least 2"), ({"base_rate": 2.0}, "lie in"), ({"hard": 40}, "raise n")])
 def test_a_specification_that_cannot_be_is_refused(change, words):
     with pytest.raises(ValueError, match=words):
         CandidateSpec(**({"name": "x"} | change))

@@ -269,8 +269,9 @@ def test_aligned_ppo_without_alignment_steps_along_the_weighted_sum(splits):
 
 
 def test_aligned_ppo_refuses_what_it_cannot_do():
-    with pytest.raises(ValueError, match="aligned PPO needs"):
-        AlignedPPOConfig(critic="scalar")
+    for change, words in (({"critic": "scalar"}, "known: vector"), ({"advantage": "exact"}, "advantage cannot be 'exact'"), ({"kl_coef": 0.1}, "no KL or entropy term")):
+        with pytest.raises(ValueError, match=words):
+            AlignedPPOConfig(**change)
 
 
 def test_the_vectorised_product_holds_for_a_stack():

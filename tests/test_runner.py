@@ -93,7 +93,7 @@ def edited(folder: Path, name: str, old: str, new: str) -> None:
 
 @pytest.mark.parametrize(("name", "old", "new"), [
     ("ppo", "def weight_signal", "# a comment\ndef weight_signal"), ("ppo", '"Steps (a) to (f)."', '"Another docstring."'), ("cli", "WIDE = 130", "WIDE = 131"),
-    ("tables", "def ", "def _more():\n    return 1\n\n\ndef "), ("methods/grpo", "sum_first", "first_sum"), ("baselines", "beta: float = 0.1", "beta: float = 0.2"),
+    ("tables", "def ", "def _more():\n    return 1\n\n\ndef "), ("methods/grpo", "sum_first", "first_sum"), ("baselines", "beta: Positive = 0.1", "beta: Positive = 0.2"),
     ("data", "def download_official", "def _unused():\n    return 2\n\n\ndef download_official")])
 def test_code_hash_ignores_what_the_run_does_not_execute(tmp_path, name, old, new):
     folder = package_copy(tmp_path)
@@ -103,8 +103,8 @@ def test_code_hash_ignores_what_the_run_does_not_execute(tmp_path, name, old, ne
 
 
 @pytest.mark.parametrize(("name", "old", "new"), [
-    ("ppo", "inner_epochs: int = 4", "inner_epochs: int = 5"), ("metrics", "GOOD_COSINE = 0.5", "GOOD_COSINE = 0.6"), ("masking", "MINUS_INFINITY = -1e9", "MINUS_INFINITY = -1e8"),
-    ("weights", "largest: float = 50.0", "largest: float = 40.0"), ("candidates", "twin: float = 0.95", "twin: float = 0.9"), ("base", "self.epoch += 1", "self.epoch += 2"),
+    ("ppo", "inner_epochs: Count = 4", "inner_epochs: Count = 5"), ("metrics", "GOOD_COSINE = 0.5", "GOOD_COSINE = 0.6"), ("masking", "MINUS_INFINITY = -1e9", "MINUS_INFINITY = -1e8"),
+    ("weights", "largest: float = 50.0", "largest: float = 40.0"), ("candidates", "twin: Cosine = 0.95", "twin: Cosine = 0.9"), ("base", "self.epoch += 1", "self.epoch += 2"),
     ("stacked", "common = min(", "common = max("), ("surrogate", "return (log_probs.exp()", "return -(log_probs.exp()")])
 def test_code_hash_sees_what_the_run_executes(tmp_path, name, old, new):
     folder = package_copy(tmp_path)
@@ -217,7 +217,7 @@ def test_papermill_refuses_an_unknown_parameter(tmp_path):
 @pytest.mark.parametrize("parameters, needle", [
     ({"method": "dual_pppo"}, "dual_ppo"), ({"setting": "stres"}, "stress"), ({"profile": "quik"}, "quick"), ({"methd": "sft"}, "method"),
     ({"seeds": 0}, "at least 1"), ({"seeds": [1, 1]}, "different"), ({"seeds": "three"}, "seeds"), ({"overrides": {"gama": 1}}, "gamma"), ({"overrides": "{"}, "not JSON"),
-    ({"overrides": {"tau_mask": 1.5}}, "[0, 1]"), ({"overrides": {"n": 1}}, "at least 2"), ({"overrides": {"epochs": 1.5}}, "int"), ({"overrides": {"mask": "of"}}, "off"),
+    ({"overrides": {"tau_mask": 1.5}}, "[0, 1]"), ({"overrides": {"n": 1}}, "at least 2"), ({"overrides": {"epochs": 1.5}}, "whole number"), ({"overrides": {"candidates.epochs": 1}}, "candidates"), ({"overrides": {"env.tau_mask": 1.5}}, "[0, 1]"), ({"overrides": {"mask": "of"}}, "off"),
     ({"overrides": {"kappa": float("nan")}}, "kappa"), ({"overrides": {"epochs": True}}, "epochs"), ({"overrides": {"name": "x"}}, "no parameter 'name'"),
 ])
 def test_bad_parameters_get_one_sentence(parameters, needle):

@@ -106,7 +106,7 @@ def test_an_edited_module_plans_exactly_its_jobs_again(here, tmp_path, monkeypat
     folder = package_copy(tmp_path)
     monkeypatch.setattr(runner, "package_folder", lambda: folder)
     assert set(plan(config).by_part) == before
-    for module, old, new, methods in (("cli", "WIDE = 130", "WIDE = 131", set()), ("ppo", "inner_epochs: int = 4", "inner_epochs: int = 5", {"dual_ppo"}),
+    for module, old, new, methods in (("cli", "WIDE = 130", "WIDE = 131", set()), ("ppo", "inner_epochs: Count = 4", "inner_epochs: Count = 5", {"dual_ppo"}),
                                       ("metrics", "GOOD_COSINE = 0.5", "GOOD_COSINE = 0.6", {"random", "sft", "dual_ppo"})):
         edited(folder, module, old, new)
         now = plan(config).by_part

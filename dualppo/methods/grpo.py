@@ -6,16 +6,16 @@
 __all__ = ['GRPOConfig', 'group_advantage', 'GRPO']
 
 # %% ../../nbs/21_grpo.ipynb #30d1dece
-from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
 from ..base import learns
+from ..config import config
 from ..sampled import Sampled, SampledConfig, standard_scores
 
 # %% ../../nbs/21_grpo.ipynb #4c6d642a
-@dataclass(frozen=True)
+@config
 class GRPOConfig(SampledConfig):
     "Group-relative policy optimisation; `scale` is the order of adding up and standardising."
 
