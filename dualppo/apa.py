@@ -9,6 +9,8 @@ __all__ = ['CUT', 'logit', 'whiten', 'kl_penalised', 'piecewise', 'apa_loss']
 import torch
 from torch import Tensor
 
+from .advantages import standardise
+
 CUT = 1e-6  # probabilities nearer to 0 or 1 than this are moved there before a logit
 
 
@@ -19,7 +21,7 @@ def logit(p: Tensor) -> Tensor:
 
 def whiten(r: Tensor) -> Tensor:
     "Scores `[..., M, K]` of a batch to mean 0 and standard deviation 1 per objective (3.4); a constant column becomes 0."
-    return (r - r.mean(-2, keepdim=True)) / (r.std(-2, unbiased=False, keepdim=True) + 1e-8)
+    return standardise(r, -2)
 
 
 def kl_penalised(r: Tensor, logp: Tensor, logp_start: Tensor, beta: float) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import atomic_write
-from .env import Env, Splits
+from .env import Env, Graded, Seen, Splits
 from .policy import all_log_probs
 from .surrogate import kl_divergence
 
@@ -56,14 +56,14 @@ def sized(weights: Sequence[float], k: int) -> tuple[float, ...]:
 def dev_row(log_probs: Tensor, env: Env) -> dict[str, float]:
     """What a policy is worth on dev, exact, from its log-probabilities `[S, N]`: every objective by name, harm, and the mean of the objectives.
 
-    The judge's and the grader's opinion stand beside them; nothing is chosen by these.
+    On a graded environment the judge's and the grader's opinion stand beside them; nothing is chosen by these.
     """
     pi = log_probs.exp()
     expect = lambda values: (pi * values).sum(1).mean().item()
     means = [expect(env.reward[..., k]) for k in range(env.reward.shape[-1])]
+    opinions = {"dev_good": env.good, "dev_harm": (env.p_grade > env.tau_metric).float()} if isinstance(env, Graded) else {}
     return {f"dev_{name}": mean for name, mean in zip(env.objectives, means)} | {
-        "dev_p_harm": expect(env.p_harm), "dev_average_reward": sum(means) / len(means),
-        "dev_good": expect(env.good), "dev_harm": expect((env.p_grade > env.tau_metric).float())}
+        "dev_p_harm": expect(env.p_harm), "dev_average_reward": sum(means) / len(means), **{name: expect(values) for name, values in opinions.items()}}
 
 # %% ../nbs/0c1_base.ipynb #159d19f7
 class Learner:
@@ -93,6 +93,11 @@ class Learner:
     def parameters(self) -> int:
         "Number of trained parameters."
         return sum(p.numel() for p in self.policy.parameters()) if isinstance(self.policy, nn.Module) else 0
+
+    @classmethod
+    def trains(cls, config: object) -> tuple[object, ...]:
+        "Configurations of the other methods that this one trains on its way: their code belongs to its key."
+        return ()
 
     def step(self) -> dict[str, object]:
         "One epoch or iteration; numbers for its row."
@@ -206,7 +211,7 @@ class Progress:
         return Trained(chosen, learner.policy, tuple(self.curves), tuple(weights), self.best["epoch"], learner.parameters, facts)
 
 # %% ../nbs/0c1_base.ipynb #2d6a7ef2
-def run_key(splits: Splits, config: object, seed: int) -> str:
+def run_key(splits: Seen, config: object, seed: int) -> str:
     "A sha256 of what fixes a run: method, configuration, seed, and every tensor of the environments it sees."
     digest, seen = hashlib.sha256(f"{learner_of(config).__qualname__} {config} {seed}".encode()), set()
     for env in (splits.train, splits.dev_weights, splits.dev_stop):
@@ -267,14 +272,15 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 Report = Callable[[dict], None]
 
 
-def train(splits: Splits, config: object, seed: int, report: Report | None = None, checkpoint: Path | None = None, **options: object) -> Trained:
+def train(splits: Seen, config: object, seed: int, report: Report | None = None, checkpoint: Path | None = None, **options: object) -> Trained:
     """Train the method of a configuration. A pure function of environments, configuration and seed.
 
-    `report` is told every look at dev; a `checkpoint` is written after each and read where training was cut off.
+    The learner gets the view of a method: neither the grader's columns nor the test split. `report` is told every look at dev; a `checkpoint` is written after each and read where training was cut off.
     """
-    learner = learner_of(config)(splits, config, seed, **options)
+    seen = splits.seen() if isinstance(splits, Splits) else splits
+    learner = learner_of(config)(seen, config, seed, **options)
     progress = Progress(learner, splits.dev_stop)
-    key = run_key(splits, config, seed) if checkpoint else ""
+    key = run_key(seen, config, seed) if checkpoint else ""
     if checkpoint:
         resume(progress, checkpoint, key)
     while not progress.over:
@@ -290,7 +296,7 @@ def train_together(splits: Sequence[Splits], configs: Sequence[object], seeds: S
     "Run r: `configs[r]` on `splits[r]` with `seeds[r]`, all in one program; as `train` each. Raises ValueError for what cannot share one."
     if (kind := stack_of(configs[0])) is None:
         raise ValueError(f"several runs of a {type(configs[0]).__name__} cannot be trained in one program; train them apart.")
-    stack = kind(splits, configs, seeds)
+    stack = kind([one.seen() for one in splits], configs, seeds)
     everybody = [Progress(learner, own.dev_stop) for learner, own in zip(stack.learners, splits)]
     while alive := [r for r, one in enumerate(everybody) if not one.over]:
         for r, numbers in zip(alive, stack.step(alive)):

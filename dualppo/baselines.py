@@ -8,6 +8,7 @@ __all__ = ['ControlName', 'SINGLE_OBJECTIVE', 'PPO_LAGRANGIAN', 'dpo_loss', 'SFT
 
 # %% ../nbs/20_baselines.ipynb #d51da979
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Literal
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 from .base import Learner, adam_state, learns, load_adam, prefixed, sized, train, under
 from .config import Count, Positive, Weights, config
-from .env import Env, Splits
+from .env import Env, Seen
 from .features import REFUSAL
 from .masking import MINUS_INFINITY, MaskMode, mask_logits
 from .oracle import oracle_log_probs
@@ -59,7 +60,7 @@ class Fit(Learner):
 
     states: Tensor
 
-    def __init__(self, splits: Splits, config: SFTConfig, seed: int):
+    def __init__(self, splits: Seen, config: SFTConfig, seed: int):
         self.splits, self.env, self.config, self.seed = splits, splits.train, config, seed
         self.weights = sized((1.0,), self.env.reward.shape[-1])
         self.g = torch.Generator(self.env.x.device).manual_seed(seed)
@@ -110,7 +111,7 @@ class Fit(Learner):
 class SFT(Fit):
     "Supervised fine-tuning: cross-entropy to the human's reply on states that have it, inside the mask (A43)."
 
-    def __init__(self, splits: Splits, config: SFTConfig, seed: int):
+    def __init__(self, splits: Seen, config: SFTConfig, seed: int):
         super().__init__(splits, config, seed)
         has = self.env.gold >= 0
         allowed = self.env.allowed.gather(1, self.env.gold.clamp(min=0)[:, None]).squeeze(1) if config.mask == "on" else has
@@ -132,7 +133,7 @@ class SFT(Fit):
 class DPO(Fit):
     "SFT, then DPO on random pairs of candidates ranked by Average Reward; as many updates per epoch as PPO (A43)."
 
-    def __init__(self, splits: Splits, config: DPOConfig, seed: int):
+    def __init__(self, splits: Seen, config: DPOConfig, seed: int):
         super().__init__(splits, config, seed)
         self.reference, self.reward = all_log_probs(self.policy, self.env), self.env.reward.mean(-1)
         self.pairs = torch.Generator(self.env.x.device).manual_seed(seed + 1)
@@ -140,9 +141,13 @@ class DPO(Fit):
         if self.outside is not None:
             self.states = self.states[self.env.allowed.sum(1) > 1]
 
+    @classmethod
+    def trains(cls, config: DPOConfig) -> tuple[SFTConfig]:
+        "The reference policy is SFT's."
+        return (SFTConfig(**{f.name: getattr(config, f.name) for f in fields(SFTConfig)} | {"lr": config.sft_lr}),)
+
     def begin(self) -> Policy:
-        "What SFT gives."
-        sft = SFTConfig(**{k: v for k, v in vars(self.config).items() if k not in ("beta", "sft_lr")} | {"lr": self.config.sft_lr})
+        (sft,) = self.trains(self.config)
         return train(self.splits, sft, self.seed).policy
 
     def loss(self, s: Tensor) -> Tensor:
@@ -175,7 +180,7 @@ class ExactConfig(SFTConfig):
 class ExactGradient(Fit):
     "Maximise $E_\\pi[\\sum_k w_k R_k]$ by its exact gradient: no sampling, no critic, no clipping."
 
-    def __init__(self, splits: Splits, config: ExactConfig, seed: int):
+    def __init__(self, splits: Seen, config: ExactConfig, seed: int):
         super().__init__(splits, config, seed)
         self.weights = sized(config.weights, self.env.reward.shape[-1])
         self.value = self.env.reward @ torch.tensor(self.weights, device=self.env.x.device)
@@ -227,7 +232,7 @@ class Untrained(Learner):
     length = 0
     patience = 1
 
-    def __init__(self, splits: Splits, config: Control, seed: int):
+    def __init__(self, splits: Seen, config: Control, seed: int):
         self.config, self.policy, self.weights = config, config, sized((1.0,), splits.train.reward.shape[-1])
 
 # %% ../nbs/20_baselines.ipynb #6adaec84

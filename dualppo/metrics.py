@@ -10,7 +10,7 @@ __all__ = ['GOOD_COSINE', 'PRIMARY', 'TAUS', 'METRICS', 'per_state', 'evaluate',
 import torch
 from torch import Tensor
 
-from .env import Env
+from .env import Graded
 
 GOOD_COSINE = 0.5
 PRIMARY = ("good", "harm", "average_reward")  # what the paper prints
@@ -18,7 +18,7 @@ TAUS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 METRICS = ("good", "harm", "average_reward", "help", "p_harm", "harm_labelled", "help_cosine", "similarity", "recall_at_1", "mrr", "gold_mass", "refusal", "entropy")
 
 # %% ../nbs/31_metrics.ipynb #a4f59f79
-def per_state(log_probs: Tensor, env: Env) -> dict[str, Tensor]:
+def per_state(log_probs: Tensor, env: Graded) -> dict[str, Tensor]:
     """Every metric for every state `[S]` under log-probabilities `[S, N]`; nan where a metric does not apply (no gold).
 
     Source: seed 000 §4.D; A11, A16, A45, A46.
@@ -40,7 +40,7 @@ def per_state(log_probs: Tensor, env: Env) -> dict[str, Tensor]:
             "entropy": -(pi * log_probs.clamp(min=-1e8)).sum(1)}
 
 # %% ../nbs/31_metrics.ipynb #952b626c
-def evaluate(log_probs: Tensor, env: Env) -> dict[str, float]:
+def evaluate(log_probs: Tensor, env: Graded) -> dict[str, float]:
     "Every metric, exact, averaged over the states to which it applies; see `per_state`."
     return {name: round(values.double().nanmean().item(), 8) for name, values in per_state(log_probs, env).items()}
 
@@ -58,13 +58,13 @@ def dialogue_standard_error(values: Tensor, dialogue: Tensor) -> float:
     return round(((count / max(count - 1, 1)) * (sums ** 2).sum()).sqrt().item() / len(values), 8)
 
 # %% ../nbs/31_metrics.ipynb #a4493fe0
-def survival(log_probs: Tensor, env: Env) -> dict[str, list[float]]:
+def survival(log_probs: Tensor, env: Graded) -> dict[str, list[float]]:
     "$P_\\pi(p > \\tau)$ for every `TAUS`, by the estimator that rewards and by the one that grades."
     mass = lambda p: [(log_probs.exp() * (p > tau)).sum(1).mean().item() for tau in TAUS]
     return {"reward": mass(env.p_harm), "grade": mass(env.p_grade)}
 
 
-def dialogue_sums(log_probs: Tensor, env: Env) -> dict[str, list[float]]:
+def dialogue_sums(log_probs: Tensor, env: Graded) -> dict[str, list[float]]:
     "Number of states of every dialogue, in the order of their ids, and sums of the `PRIMARY` metrics over them."
     values, ids = per_state(log_probs, env), torch.unique(env.dialogue, return_inverse=True)[1]
     total = lambda v: torch.zeros(int(ids.max()) + 1, dtype=torch.double, device=v.device).index_add_(0, ids, v.double())

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from .alignment import Aggregation, Scale, aggregator, geometry
 from .apa import kl_penalised, logit, piecewise, whiten
 from .config import Count, NonNegative, Positive, Share, Weights, config
-from .env import Env, Splits
+from .env import Env, Graded, Seen, Splits
 from .masking import MaskMode, mask_logits
 from .metrics import dialogue_standard_error
 from .policy import Critic, Policy, PolicyKind, TwoTower, all_log_probs, make_policy
@@ -73,7 +73,7 @@ def model_scores(env: Env, models: Mapping[str, Callable]) -> Tensor:
     return torch.cat([torch.stack([score(s, m) for m in models.values()], -1) for s in torch.arange(len(env), device=env.x.device).split(256)])
 
 
-def raw_rewards(splits: Splits, config: MODRLConfig, models: Mapping[str, Callable]) -> tuple[Tensor, Tensor]:
+def raw_rewards(splits: Seen, config: MODRLConfig, models: Mapping[str, Callable]) -> tuple[Tensor, Tensor]:
     """LOGIT(r) `[S, N, K]` (3.4 before WHITEN) of the candidates of train and of dev; K = 1 for help, safe and piecewise.
 
     `models` score the replies unless the rewards are given.
@@ -197,7 +197,7 @@ def networks(env: Env, config: MODRLConfig, seed: int) -> tuple[Policy, Critic]:
 class MODRL:
     "S runs of Algorithm 1 between two of its iterations."
 
-    def __init__(self, splits: Sequence[Splits], config: MODRLConfig, seeds: Sequence[int], models: Sequence[Mapping[str, Callable]] | None = None):
+    def __init__(self, splits: Sequence[Seen], config: MODRLConfig, seeds: Sequence[int], models: Sequence[Mapping[str, Callable]] | None = None):
         if config.rewards == "given":
             config = replace(config, weights=sized(config.weights, splits[0].train.reward.shape[-1]))
         self.splits, self.config = splits, config
@@ -308,7 +308,7 @@ class OneOf(Learner):
 class MODRLStack:
     "Algorithm 1 of seed 003 for several runs with one configuration, side by side; run r is what `train` gives on `splits[r]` with `seeds[r]`."
 
-    def __init__(self, splits: Sequence[Splits], configs: Sequence[MODRLConfig], seeds: Sequence[int], models: Sequence[Mapping[str, Callable]] | None = None):
+    def __init__(self, splits: Sequence[Seen], configs: Sequence[MODRLConfig], seeds: Sequence[int], models: Sequence[Mapping[str, Callable]] | None = None):
         if len(set(configs)) > 1:
             raise ValueError("runs of MODRL share a stack only with one configuration; train them apart.")
         self.together = MODRL(splits, configs[0], seeds, models)
@@ -331,7 +331,7 @@ class MODRLStack:
 class OneMODRL(OneOf):
     "Algorithm 1 of seed 003: a stack of one. `models`: reward models; None: fitted on the training environment and on other corpora, so that no other split is seen."
 
-    def __init__(self, splits: Splits, config: MODRLConfig, seed: int, models: Mapping[str, Callable] | None = None):
+    def __init__(self, splits: Seen, config: MODRLConfig, seed: int, models: Mapping[str, Callable] | None = None):
         self.stack = MODRLStack([splits], [config], [seed], models and [models])
         super().__init__(self.stack.together, 0)
 
@@ -368,7 +368,7 @@ def win_rate(ours: Tensor, theirs: Tensor, value: Tensor) -> Tensor:
     return torch.cat([torch.einsum("si,sij,sj->s", a.exp(), better(v), b.exp()) for a, b, v in zip(ours.split(512), theirs.split(512), value.split(512))])
 
 
-def judges(env: Env, models: Mapping[str, Callable]) -> dict[str, Tensor]:
+def judges(env: Graded, models: Mapping[str, Callable]) -> dict[str, Tensor]:
     "Values `[S, N]`, more is better: both reward models; cosine to the human's reply, attribution judge; the estimator that masks, the one that only grades."
     own = model_scores(env, models)
     return {"RMhelp": own[..., 0], "RMsafe": own[..., 1], "cosine": env.similarity, "attribution": env.good, "harm": -env.p_harm, "grader": -env.p_grade}

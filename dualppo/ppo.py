@@ -19,7 +19,7 @@ from . import base, closed_form
 from .advantages import AdvantageMode, exact_advantage, gae, normalise
 from .base import adam_state, learns, load_adam, prefixed, sized, under
 from .config import Count, NonNegative, Positive, PositiveShare, Share, Weights, config
-from .env import Env, Splits
+from .env import Env, Seen
 from .masking import MaskMode
 from .policy import Critic, Policy, PolicyKind, all_log_probs, make_policy
 from .surrogate import clipped_surrogate, entropy, kl_divergence, value_loss
@@ -181,7 +181,7 @@ def validation_gain(row: Mapping[str, float], config: PPOConfig, objectives: tup
 class PPO(base.Learner):
     "One seed of Algorithm 1 between two of its steps: networks, optimiser, generator, weights (seed 000 §3.E)."
 
-    def __init__(self, splits: Splits, config: PPOConfig, seed: int):
+    def __init__(self, splits: Seen, config: PPOConfig, seed: int):
         device = splits.train.x.device
         self.splits, self.config, self.env = splits, config, with_padding_state(splits.train)
         self.g = torch.Generator(device).manual_seed(seed)

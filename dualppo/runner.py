@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'HEADLINE', 'PAPER_ONLY', 'SEED_003', 'SEED_000', 'CONTROLS', 'PROFILES', 'ASSETS', 'Profile', 'Run',
-           'one_of', 'resolve', 'package_folder', 'reached_by', 'code_sha256', 'data_name', 'data_argument',
+           'one_of', 'resolve', 'package_folder', 'code_of', 'reached_by', 'code_sha256', 'data_name', 'data_argument',
            'build_once', 'build_chitchat', 'features_path', 'pick_device', 'finite', 'standard_errors',
            'chosen_replies', 'graded', 'run_seed', 'in_contest', 'run_stack', 'describe', 'to_json', 'canonical',
            'peak_memory_mb', 'versions', 'Unfinished', 'forget', 'execute', 'data_folder', 'profile_folder', 'job_path',
@@ -41,7 +41,7 @@ from torch import Tensor
 from .candidates import SETTINGS, CandidateSpec
 from .config import nearest
 from .data import SCRATCH, DataError, atomic_write, cached_official, download_official, load_dialogues, load_json
-from .env import Env, Splits, make_envs
+from .env import Graded, Splits, make_envs
 from .features import KINDS, Features, embedded_path, load_features
 from .jobs import Children, Lock, Terminated, affordable_workers, at_work, available_memory_mb, lock, terminable
 from .base import Trained, learner_of, stack_of
@@ -140,10 +140,15 @@ def package_folder() -> Path:
     return Path(str(resources.files("dualppo")))
 
 # %% ../nbs/41_runner.ipynb #14d28211
+def code_of(config: object) -> list[type]:
+    "The classes that train a configuration, and those of the methods that it trains on its way."
+    learner, stack = learner_of(config), stack_of(config)
+    return [type(config), learner, *([stack] if stack else []), *(kind for other in learner.trains(config) for kind in code_of(other))]
+
+
 def reached_by(row: Method, folder: Path | None = None) -> dict[str, str]:
     "The definitions that a run of this method executes: its own, the environments', the evaluation's; a stranger's method brings its package."
-    learner, stack = learner_of(row.config), stack_of(row.config)
-    kinds = [type(row.config), learner, *([stack] if stack else [])]
+    kinds = code_of(row.config)
     others = {kind.__module__.partition(".")[0] for kind in kinds} - {"dualppo"}
     folders = {"dualppo": folder or package_folder()} | {name: folder_of(name) for name in others}
     roots = [f"{kind.__module__}:{kind.__qualname__}" for kind in kinds]
@@ -256,13 +261,13 @@ def finite(value: object) -> object:
     return value
 
 
-def standard_errors(log_probs: Tensor, env: Env) -> dict[str, float | None]:
+def standard_errors(log_probs: Tensor, env: Graded) -> dict[str, float | None]:
     "Cluster-robust standard error of every metric over dialogues; None where a metric applies to no state."
     values = per_state(log_probs, env)
     return {name: None if v.isnan().all() else dialogue_standard_error(v, env.dialogue) for name, v in values.items()}
 
 # %% ../nbs/41_runner.ipynb #f8d55aa5
-def chosen_replies(log_probs: Tensor, env: Env, count: int = 6) -> dict:
+def chosen_replies(log_probs: Tensor, env: Graded, count: int = 6) -> dict:
     "Probability mass on each kind of reply, and the first `count` states with the reply that is most likely."
     pi, top = log_probs.exp(), log_probs[:count].argmax(1)
     pick = lambda values: values[:count].gather(1, top[:, None]).squeeze(1).tolist()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import closed_form
-from .env import Env, Splits
+from .env import Env, Seen
 from .base import stacks_for
 from .ppo import PPO, PPOConfig, Rollout
 
@@ -86,7 +86,7 @@ def update(learners: Sequence[PPO], optimiser: closed_form.Adam, env: Env, begin
 class PPOStack:
     "Several runs of Algorithm 1 in one program, run r as `train` gives it alone. Raises ValueError for configurations that cannot share an update."
 
-    def __init__(self, splits: Sequence[Splits], configs: Sequence[PPOConfig], seeds: Sequence[int]):
+    def __init__(self, splits: Sequence[Seen], configs: Sequence[PPOConfig], seeds: Sequence[int]):
         for f in fields(PPOConfig):
             if f.name in SHARED and len({getattr(config, f.name) for config in configs}) > 1:
                 raise ValueError(f"runs with different {f.name} cannot share a stack; train them apart.")

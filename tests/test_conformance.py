@@ -118,6 +118,16 @@ def test_it_takes_any_number_of_objectives(name, k, splits):
     assert {f"dev_{o}" for o in part.train.objectives} <= set(trained.curves[0])
 
 
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_grader_is_not_seen(name, splits):
+    "Whatever the grader, the judge and people say of train and dev, training is the same."
+    blind = lambda env: replace(env, p_grade=1 - env.p_grade, unsafe=~env.unsafe, good=1 - env.good, similarity=-env.similarity)
+    other = replace(splits, **{part: blind(getattr(splits, part)) for part in ("train", "dev_weights", "dev_stop")})
+    one, two = train(splits, short(TRAINED[name]), 0), train(other, short(TRAINED[name]), 0)
+    assert torch.equal(all_log_probs(one.policy, splits.test), all_log_probs(two.policy, splits.test))
+    assert one.best_epoch == two.best_epoch and one.curves[0]["dev_good"] != two.curves[0]["dev_good"]
+
+
 @pytest.mark.parametrize("name", [name for name, row in TRAINED.items() if hasattr(row.config, "mask")])
 def test_nothing_outside_the_mask_is_played(name, splits):
     trained = train(splits, short(TRAINED[name], mask="on"), 0)
@@ -166,7 +176,8 @@ def test_every_method_is_a_learner():
 STRANGER = '''
 from dataclasses import dataclass
 from dualppo.base import learns
-from dualppo.sampled import Sampled, SampledConfig, standard_scores
+from dualppo.advantages import standardise
+from dualppo.sampled import Sampled, SampledConfig
 
 @dataclass(frozen=True)
 class WorstFirstConfig(SampledConfig):
@@ -175,7 +186,7 @@ class WorstFirstConfig(SampledConfig):
 @learns(WorstFirstConfig, "worst_first")
 class WorstFirst(Sampled):
     def advantage(self, reward):
-        return standard_scores(reward.amin(-1), 1)
+        return standardise(reward.amin(-1), 1)
 '''
 
 

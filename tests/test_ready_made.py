@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from dualppo.advantages import exact_advantage, gae
 from dualppo.baselines import dpo_loss
-from dualppo.env import Env, Splits
+from dualppo.env import Env, Graded, Splits
 from dualppo.masking import mask_logits
 from dualppo.policy import all_log_probs
 from dualppo.base import train
@@ -25,7 +25,7 @@ def bandit(rewards: torch.Tensor, p_harm: torch.Tensor | None = None, states: in
     harm = (1 - rewards[:, 1] if p_harm is None else p_harm).expand(states, n)
     t = torch.arange(states)
     x = torch.randn(states, 4, generator=torch.Generator().manual_seed(0))
-    return Env(x=x, anchor=F.normalize(torch.ones(states, n), dim=1), pool=torch.eye(n), cand=torch.arange(n).expand(states, n).clone(),
+    return Graded(x=x, anchor=F.normalize(torch.ones(states, n), dim=1), pool=torch.eye(n), cand=torch.arange(n).expand(states, n).clone(),
                reward=rewards.expand(states, n, 2).clone(), p_harm=harm, p_grade=harm, unsafe=torch.zeros(states, n, dtype=torch.bool),
                allowed=torch.ones(states, n, dtype=torch.bool), good=torch.zeros(states, n), similarity=torch.zeros(states, n),
                gold=torch.zeros(states, dtype=torch.long), kind=torch.zeros(states, n, dtype=torch.long), dialogue=t // 4, turn=t % 4, row=t)

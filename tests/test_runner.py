@@ -120,6 +120,10 @@ def test_code_hash_belongs_to_the_trainer(tmp_path):
     assert runner.code_sha256(method("sft"), folder) != before["sft"] and runner.code_sha256(method("dual_ppo"), folder) == before["dual_ppo"]
 
 
+def test_what_a_method_trains_on_its_way_is_in_its_key():
+    assert "dualppo.baselines.SFT" in runner.reached_by(method("dpo")) and "dualppo.baselines.DPO" not in runner.reached_by(method("sft"))
+
+
 @pytest.mark.parametrize("name", all_methods())
 def test_the_code_of_a_run_is_its_trainer_and_no_report(name):
     reached = runner.reached_by(method(name))
@@ -155,7 +159,7 @@ def test_code_hash_sees_the_judges_weights(tmp_path):
 def test_a_method_in_a_folder_is_in_its_own_key(tmp_path):
     folder = package_copy(tmp_path)
     before = runner.code_sha256(method("grpo"), folder)
-    for name, old, new in (("methods/grpo", "reward @ weights, 1", "-reward @ weights, 1"), ("sampled", "spread + 1e-8", "spread + 1e-7"), ("base", "self.epoch += 1", "self.epoch += 2")):
+    for name, old, new in (("methods/grpo", "reward @ weights, 1", "-reward @ weights, 1"), ("advantages", "spread + 1e-8", "spread + 1e-7"), ("base", "self.epoch += 1", "self.epoch += 2")):
         edited(folder, name, old, new)
         after = runner.code_sha256(method("grpo"), folder)
         assert after != before, f"{name} is not in the key of grpo"

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..base import learns
 from ..config import config
-from ..sampled import Sampled, SampledConfig, standard_scores
+from ..advantages import standardise
+from ..sampled import Sampled, SampledConfig
 
 # %% ../../nbs/21_grpo.ipynb #4c6d642a
 @config
@@ -25,9 +26,9 @@ class GRPOConfig(SampledConfig):
 def group_advantage(reward: Tensor, weights: Tensor, scale: str) -> Tensor:
     "Advantages `[B, G]` of rewards `[B, G, K]` and weights `[K]` (arXiv:2402.03300 §4.1.2; NVlabs/GDPO)."
     if scale == "sum_first":
-        return standard_scores(reward @ weights, 1)
-    total = standard_scores(reward, 1) @ weights
-    return standard_scores(total.flatten(), 0).view_as(total)
+        return standardise(reward @ weights, 1)
+    total = standardise(reward, 1) @ weights
+    return standardise(total.flatten(), 0).view_as(total)
 
 
 @learns(GRPOConfig, "grpo")
