@@ -57,7 +57,7 @@ lint: env  ## style, and is the package what the notebooks export?
 # The slowest tests first, so that no worker waits for them at the end.
 test: lint  ## everything CI runs
 	@PATH="$(abspath $(BIN)):$$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 \
-	  $(BIN)/nbdev_test --n_workers $(WORKERS)
+	  $(BIN)/nbdev-test --n-workers $(WORKERS)
 	@PATH="$(abspath $(BIN)):$$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 \
 	  $(BIN)/python -m pytest -q -n $(WORKERS) tests/test_workflow.py tests/test_features.py tests
 

@@ -1,4 +1,7 @@
-"""Build the package from settings.ini, the only place that names version and requirements."""
+"""Build the package from settings.ini, the only place that names version and requirements.
+
+Description and links stand in pyproject.toml, where nbdev reads them.
+"""
 
 from configparser import ConfigParser
 from pathlib import Path
@@ -17,7 +20,6 @@ extras["all"] = sorted({need for name, needs in extras.items() if name != "dev" 
 
 setup(
     version=cfg["version"],
-    description=cfg["description"],
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author=cfg["author"],
@@ -25,12 +27,6 @@ setup(
     license_expression="Apache-2.0",
     # The features are CC-BY-4.0: who is to be named travels with every copy.
     license_files=["LICENSE", "NOTICE", "ATTRIBUTION.md"],
-    url=cfg["git_url"],
-    project_urls={
-        "Source": cfg["git_url"],
-        "Documentation": cfg["doc_host"] + cfg["doc_baseurl"],
-        "Changelog": f"{cfg['git_url']}/blob/{cfg['branch']}/CHANGELOG.md",
-    },
     keywords=cfg["keywords"].split(),
     classifiers=[
         f"Development Status :: {STATUS[cfg['status']]}",

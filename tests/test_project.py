@@ -25,8 +25,6 @@ sys.path.insert(0, str(ROOT / "tools"))
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 RUNS = [p for p in NOTEBOOKS if p.parent.name == "runs"]
 MODULES = sorted(p for p in (ROOT / "dualppo").rglob("*.py") if "__pycache__" not in p.parts)
-# Settings that only setup.py uses: pip reads them, nbdev does not.
-PIP_ONLY = {"audience", "author", "author_email", "description", "keywords", "language", "status", "console_scripts"}
 
 
 def relative(path: Path) -> str:
@@ -37,6 +35,13 @@ def settings() -> dict[str, str]:
     parser = ConfigParser(delimiters=["="], interpolation=None)
     parser.read(ROOT / "settings.ini", encoding="utf-8")
     return dict(parser["DEFAULT"])
+
+
+def dualppo_index() -> dict:
+    """What nbdev wrote about every exported symbol."""
+    from dualppo._modidx import d
+
+    return d
 
 
 def requirements() -> dict[str, list[str]]:
@@ -65,18 +70,29 @@ def code_of(path: Path) -> str:
 
 # ---- one configuration
 
-def test_pyproject_mirrors_settings():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    ini = settings()
+def test_pyproject_and_settings_agree():
+    """nbdev and pip read pyproject.toml, setup.py reads settings.ini: what both name is the same, and little is."""
+    document, ini = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8")), settings()
+    project, nbdev = document["project"], document["tool"]["nbdev"]
+    assert project["name"] == ini["lib_name"]
+    common = ini.keys() & (project.keys() | nbdev.keys())
+    assert common == {"lib_path"}, "one file is enough for a setting: name, version and requirements stand in settings.ini"
+    assert nbdev["lib_path"] == ini["lib_path"]
+    assert set(project) == {"name", "description", "urls", "dynamic"}, "the rest comes from settings.ini through setup.py"
+    assert {"version", "dependencies", "optional-dependencies", "scripts"} <= set(project["dynamic"])
 
-    def written(value) -> str:
-        return " ".join(value) if isinstance(value, list) else str(value)
 
-    mirror = {key: written(value) for key, value in project["tool"]["nbdev"].items()}
-    expected = {k: v for k, v in ini.items() if k not in PIP_ONLY and not k.endswith("requirements")}
-    assert mirror == expected
-    assert project["project"]["name"] == ini["lib_name"]
-    assert set(project["project"]) == {"name", "dynamic"}, "everything but the name comes from settings.ini"
+def test_nbdev_reads_what_pyproject_says():
+    """nbdev ignores a key that it does not know, and takes the links from [project.urls] alone."""
+    from nbdev.config import get_config
+
+    document, cfg = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8")), get_config(ROOT)
+    links = document["project"]["urls"]
+    assert cfg.lib_path == ROOT / "dualppo" and cfg.nbs_path == ROOT / "nbs"
+    assert cfg.description == document["project"]["description"] and cfg.version == settings()["version"]
+    assert links["Source"] == cfg.git_url and links["Changelog"] == f"{cfg.git_url}/blob/{cfg.branch}/CHANGELOG.md"
+    assert dualppo_index()["settings"]["git_url"] == links["Source"], "dualppo/_modidx.py has lost its link: run nbdev-export"
+    assert not cfg.doc_host, "nbdev-export would write an address into every module: their hash is part of each published run"
 
 
 def test_version_is_the_same_everywhere():
@@ -125,13 +141,13 @@ def test_carriers_are_pinned_by_hash_and_never_installed():
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
-    """A copy of the project after nbdev_export and nbdev_clean, so that the checkout itself stays as it is."""
+    """A copy of the project after nbdev-export and nbdev-clean, so that the checkout itself stays as it is."""
     copy = tmp_path_factory.mktemp("export")
     shutil.copytree(ROOT / "nbs", copy / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-    shutil.copy(ROOT / "settings.ini", copy)
+    shutil.copy(ROOT / "pyproject.toml", copy)
     (copy / "dualppo").mkdir()
     shutil.copy(ROOT / "dualppo" / "__init__.py", copy / "dualppo")
-    for command in ("nbdev_export", "nbdev_clean"):
+    for command in ("nbdev-export", "nbdev-clean"):
         done = subprocess.run([Path(sys.executable).parent / command], cwd=copy, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     return copy
@@ -139,15 +155,15 @@ def exported(tmp_path_factory) -> Path:
 
 def test_modules_are_exactly_what_the_notebooks_export(exported):
     fresh = sorted(p.relative_to(exported / "dualppo").as_posix() for p in (exported / "dualppo").rglob("*.py"))
-    assert sorted(p.relative_to(ROOT / "dualppo").as_posix() for p in MODULES) == fresh, "a module without a notebook, or the reverse: run nbdev_export"
+    assert sorted(p.relative_to(ROOT / "dualppo").as_posix() for p in MODULES) == fresh, "a module without a notebook, or the reverse: run nbdev-export"
     _, changed, missing = filecmp.cmpfiles(ROOT / "dualppo", exported / "dualppo", fresh, shallow=False)
-    assert not changed + missing, f"dualppo/{changed + missing}: edit the notebook, then run nbdev_export"
+    assert not changed + missing, f"dualppo/{changed + missing}: edit the notebook, then run nbdev-export"
 
 
 def test_notebooks_are_clean(exported):
     names = [p.relative_to(ROOT / "nbs").as_posix() for p in NOTEBOOKS]
     _, changed, missing = filecmp.cmpfiles(ROOT / "nbs", exported / "nbs", names, shallow=False)
-    assert not changed + missing, f"nbs/{changed + missing}: run nbdev_clean"
+    assert not changed + missing, f"nbs/{changed + missing}: run nbdev-clean"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=relative)
@@ -155,8 +171,8 @@ def test_notebook_keeps_no_execution_counts_and_no_errors(path):
     for number, cell in enumerate(json.loads(path.read_text())["cells"]):
         if cell["cell_type"] == "code":
             outputs = cell["outputs"]
-            assert cell["execution_count"] is None, f"cell {number}: run nbdev_clean"
-            assert not any(out.get("execution_count") for out in outputs), f"cell {number}: run nbdev_clean"
+            assert cell["execution_count"] is None, f"cell {number}: run nbdev-clean"
+            assert not any(out.get("execution_count") for out in outputs), f"cell {number}: run nbdev-clean"
             assert not any(out["output_type"] == "error" for out in outputs), f"cell {number} shows an error"
 
 
@@ -167,9 +183,19 @@ def test_results_and_notebooks_name_no_folder_of_a_machine():
             assert not (found := folder.search(path.read_text(encoding="utf-8"))), f"{relative(path)} names {found[0]}"
 
 
+def test_cleaning_keeps_what_papermill_and_the_pages_need(exported):
+    """The checkout alone proves nothing: two files equally stripped are equal."""
+    for path in RUNS:
+        cells = json.loads((exported / path.relative_to(ROOT)).read_text(encoding="utf-8"))["cells"]
+        assert [c for c in cells if "parameters" in c["metadata"].get("tags", [])], f"{relative(path)} lost its tag"
+    index = json.loads((exported / "nbs" / "index.ipynb").read_text(encoding="utf-8"))
+    shown = [out["metadata"] for c in index["cells"] for out in c.get("outputs", []) if "image/png" in out.get("data", {})]
+    assert {"image/png": {"width": 640}} in shown, "index.ipynb lost the width of its picture"
+
+
 def test_each_run_template_has_one_parameters_cell():
     assert RUNS, "nbs/runs holds the papermill templates"
-    assert (ROOT / "nbs" / "runs" / ".notest").is_file(), "nbdev_test would run the templates"
+    assert (ROOT / "nbs" / "runs" / ".notest").is_file(), "nbdev-test would run the templates"
     for path in RUNS:
         cells = json.loads(path.read_text())["cells"]
         tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def with_quarto() -> None:
     """The site, as nbdev makes it."""
-    subprocess.run(["nbdev_docs", "--n_workers", "2"], cwd=ROOT, check=True)
+    subprocess.run(["nbdev-docs", "--n-workers", "2"], cwd=ROOT, check=True)
 
 
 def without_quarto() -> None:

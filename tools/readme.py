@@ -31,5 +31,5 @@ if __name__ == "__main__":
     index = ROOT / "nbs" / "index.ipynb"
     execute = ["-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--inplace", "--log-level", "ERROR"]
     subprocess.run([sys.executable, *execute, str(index)], check=True)
-    subprocess.run([Path(sys.executable).parent / "nbdev_clean", "--fname", str(index)], check=True)
+    subprocess.run([Path(sys.executable).parent / "nbdev-clean", "--fname", str(index)], check=True)
     print(f"{readme.name}, {index.name}: {', '.join(blocks(readme.read_text()))} written from outputs/published")
