@@ -112,6 +112,7 @@ class Policy(nn.Module):
     def __init__(self, scorer: nn.Module, mask: MaskMode = "on"):
         super().__init__()
         self.scorer, self.mask = scorer, mask
+        self.made: dict[str, object] = {}  # arguments of `make_policy`, from which a stored policy is made again
 
     def forward(self, env, states: Tensor, mask: MaskMode | None = None) -> Tensor:
         "states Long `[B]`; `mask` overrides the policy's own rule, to ask what it does when the mask is lifted (A16)."
@@ -132,12 +133,10 @@ def all_log_probs(policy: Policy, env, mask: MaskMode | None = None, states: Ten
 def make_policy(kind: PolicyKind, state_dim: int, action_dim: int, *, hidden: int = 256, kappa: float = 40.0,
                 warm_start: bool = True, mask: MaskMode = "on") -> Policy:
     "The policy of a name; its weights come from torch's generator, which the caller seeds."
-    if kind == "two_tower":
-        return Policy(TwoTower(state_dim, action_dim, hidden, kappa, warm_start), mask)
-    if kind == "offset":
-        return Policy(Offset(action_dim, kappa), mask)
-    if kind == "cross":
-        return Policy(Cross(state_dim, action_dim, kappa), mask)
-    if kind == "set":
-        return Policy(SetAware(state_dim, action_dim, kappa), mask)
-    raise ValueError(f"policy must be 'two_tower', 'offset', 'cross' or 'set', got {kind!r}.")
+    makers = {"two_tower": lambda: TwoTower(state_dim, action_dim, hidden, kappa, warm_start), "offset": lambda: Offset(action_dim, kappa),
+              "cross": lambda: Cross(state_dim, action_dim, kappa), "set": lambda: SetAware(state_dim, action_dim, kappa)}
+    if kind not in makers:
+        raise ValueError(f"policy must be 'two_tower', 'offset', 'cross' or 'set', got {kind!r}.")
+    policy = Policy(makers[kind](), mask)
+    policy.made = {"kind": kind, "state_dim": state_dim, "action_dim": action_dim, "hidden": hidden, "kappa": kappa, "warm_start": warm_start, "mask": mask}
+    return policy

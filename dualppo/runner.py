@@ -7,11 +7,11 @@ __all__ = ['SCHEMA', 'HEADLINE', 'PAPER_ONLY', 'SEED_003', 'SEED_000', 'CONTROLS
            'one_of', 'resolve', 'package_folder', 'code_of', 'reached_by', 'code_sha256', 'data_name', 'data_argument',
            'build_once', 'build_chitchat', 'features_path', 'pick_device', 'finite', 'standard_errors',
            'chosen_replies', 'graded', 'run_seed', 'in_contest', 'run_stack', 'describe', 'to_json', 'canonical',
-           'peak_memory_mb', 'versions', 'Unfinished', 'forget', 'execute', 'data_folder', 'profile_folder', 'job_path',
-           'notebook_path', 'read_record', 'finished', 'run_once', 'default_outputs', 'check_writable', 'run_from',
-           'grid', 'cost', 'Outcome', 'template_path', 'from_here', 'parameters_of', 'child_command', 'as_yaml',
-           'child', 'child_environment', 'last_line', 'run_child', 'is_done', 'missing', 'memory_need_mb',
-           'fitting_workers', 'to_stderr', 'run_grid', 'claims', 'manifest']
+           'peak_memory_mb', 'versions', 'Unfinished', 'policy_path', 'forget', 'execute', 'data_folder',
+           'profile_folder', 'job_path', 'notebook_path', 'read_record', 'finished', 'run_once', 'stored_policy',
+           'default_outputs', 'check_writable', 'run_from', 'grid', 'cost', 'Outcome', 'template_path', 'from_here',
+           'parameters_of', 'child_command', 'as_yaml', 'child', 'child_environment', 'last_line', 'run_child',
+           'is_done', 'missing', 'memory_need_mb', 'fitting_workers', 'to_stderr', 'run_grid', 'claims', 'manifest']
 
 # %% ../nbs/41_runner.ipynb #a261d61e
 import functools
@@ -48,7 +48,8 @@ from .base import Trained, learner_of, stack_of
 from .codehash import folder_of, reached, sha256_of
 from .methods.rows import Method, addressed, all_methods, configure, method, stacks, train, train_together
 from .metrics import METRICS, dialogue_standard_error, dialogue_sums, evaluate, per_state, survival
-from .policy import all_log_probs
+from .policy import Policy, all_log_probs
+from .stored import load_policy, save_policy
 
 SCHEMA = "dualppo-run/1"
 
@@ -289,10 +290,12 @@ def graded(trained: Trained, splits: Splits, seed: int) -> dict:
 
 
 def run_seed(features: Features, row: Method, spec: CandidateSpec, seed: int, device: torch.device, report: Callable[[dict], None] | None,
-             checkpoint: Path | None = None) -> dict:
-    "Train a method for one seed (on from a `checkpoint`) and grade it, also against other policies where it has a contest."
+             checkpoint: Path | None = None, keep: Callable[[int, Trained], None] = lambda seed, trained: None) -> dict:
+    "Train a method for one seed (on from a `checkpoint`) and grade it, also against other policies where it has a contest; `keep` gets what was trained."
     splits = make_envs(features, spec, seed, row.env).to(device)
-    return in_contest(train(row, splits, seed, report, checkpoint), row, splits, seed)
+    trained = train(row, splits, seed, report, checkpoint)
+    keep(seed, trained)
+    return in_contest(trained, row, splits, seed)
 
 
 def in_contest(trained: Trained, row: Method, splits: Splits, seed: int) -> dict:
@@ -301,10 +304,13 @@ def in_contest(trained: Trained, row: Method, splits: Splits, seed: int) -> dict
     return graded(trained, splits, seed) | (finite(contest(trained, splits, row.config, seed)) if contest else {})
 
 
-def run_stack(features: Features, row: Method, spec: CandidateSpec, seeds: Sequence[int], device: torch.device, report: Callable[[dict], None] | None) -> list[dict]:
+def run_stack(features: Features, row: Method, spec: CandidateSpec, seeds: Sequence[int], device: torch.device, report: Callable[[dict], None] | None,
+              keep: Callable[[int, Trained], None] = lambda seed, trained: None) -> list[dict]:
     "Several seeds of a PPO or MODRL method in one program, which is what a GPU is good at (notebooks 0f, 13); without checkpoints."
     splits = [make_envs(features, spec, seed, row.env).to(device) for seed in seeds]
     trained = train_together(row, splits, seeds, report and (lambda seed, r: report({"seed": seed, **r})))
+    for seed, one in zip(seeds, trained):
+        keep(seed, one)
     return [in_contest(one, row, own, seed) for one, own, seed in zip(trained, splits, seeds)]
 
 # %% ../nbs/41_runner.ipynb #8817d367
@@ -371,6 +377,11 @@ class Unfinished:
         self.checkpoint(results[-1]["seed"]).unlink(missing_ok=True)
 
 
+def policy_path(record: Path, seed: int) -> Path:
+    "Where the policy of a seed lies, beside the record."
+    return record.with_name(f"{record.stem}.seed{seed}.policy.safetensors")
+
+
 def forget(record: Path) -> None:
     "Remove what was kept of a run beside its record."
     for path in (*record.parent.glob(f".{record.stem}.partial"), *record.parent.glob(f".{record.stem}.seed*.*.checkpoint.safetensors")):
@@ -382,7 +393,7 @@ def execute(run: Run, report: Callable[[dict], None] | None = None, features: Fe
     """The record of a run: its description, `results` per seed and `measured`. Pure but for `measured`.
 
     Trains on one thread, so that a result does not depend on the number of cores. `report` gets {seed, epoch, ...} every
-    epoch. With the path of the future `record`, goes on where a killed run was; a seed's measured seconds are then those of
+    epoch. With the path of the future `record`, leaves the policies beside it and goes on where a killed run was; a seed's measured seconds are then those of
     its last part. Raises DataError for anything that cannot be run.
     """
     row, spec = resolve(run)
@@ -393,15 +404,20 @@ def execute(run: Run, report: Callable[[dict], None] | None = None, features: Fe
     described = describe(run, features.sha256)
     unfinished = record and Unfinished(record, f"{device.type}-{described['key']}")
     results, seconds = unfinished.resume() if unfinished else ([], [])
+
+    def keep(seed: int, trained: Trained) -> None:
+        if record and isinstance(trained.policy, Policy):
+            save_policy(trained.policy, policy_path(record, seed))
+
     torch.set_num_threads(1)
     try:
         clock, left = time.perf_counter(), run.seeds[len(results):]
         if device.type == "cuda" and len(left) > 1 and stacks(row):
-            results += run_stack(features, row, spec, left, device, report)
+            results += run_stack(features, row, spec, left, device, report, keep)
             seconds += [round((time.perf_counter() - clock) / len(left), 3)] * len(left)
         for seed in run.seeds[len(results):]:
             clock, tell = time.perf_counter(), report and (lambda r, s=seed: report({"seed": s, **r}))
-            results.append(run_seed(features, row, spec, seed, device, tell, unfinished and unfinished.checkpoint(seed)))
+            results.append(run_seed(features, row, spec, seed, device, tell, unfinished and unfinished.checkpoint(seed), keep))
             seconds.append(round(time.perf_counter() - clock, 3))
             if unfinished and seed != run.seeds[-1]:
                 unfinished.keep(results, seconds)
@@ -497,6 +513,15 @@ def run_once(run: Run, outputs: Path, report: Callable[[dict], None] | None = No
                 atomic_write(path, to_json(record))
                 forget(path)
     return record
+
+# %% ../nbs/41_runner.ipynb #957db650
+def stored_policy(name: str, setting: str = "stress", seed: int = 0, outputs: Path | None = None, profile: str = "quick", overrides: Mapping[str, object] | None = None,
+                  data: str = "embedded") -> Callable[..., Tensor]:
+    "The policy that a run left: log-probabilities of an environment's candidates. Raises DataError if that run has not been made."
+    seeds = PROFILES[one_of("profile", profile, PROFILES)].seeds_of(name)
+    run = Run(name, setting, seeds if not overrides else (seed,), profile, data, overrides=overrides or {})
+    row, _ = resolve(run)
+    return load_policy(policy_path(job_path(outputs or default_outputs(), run), seed)) if row.trained else row.config
 
 # %% ../nbs/41_runner.ipynb #9af0458f
 def default_outputs(start: Path | None = None) -> Path:

@@ -22,7 +22,7 @@ from .data import SCRATCH, DataError, atomic_write, sha256_of
 
 from .jobs import at_work, lock
 from .runner import (Outcome, Run, check_writable, child_command, data_argument, describe, features_path, from_here, grid, job_path, last_line, missing,
-                            notebook_path, one_of, package_folder, parameters_of, profile_folder, read_record, run_from, to_json)
+                            notebook_path, one_of, package_folder, parameters_of, policy_path, profile_folder, read_record, run_from, to_json)
 
 # %% ../nbs/45_workflow.ipynb #4aab6187
 @dataclass(frozen=True)
@@ -156,6 +156,9 @@ def store(text: str) -> int:
             raise DataError(f"{values['records'][records.index(None)]}: not a record of a run; delete it and call the workflow again.")
         merged = to_json(merge(run, records))
         notebook_path(outputs, run).unlink(missing_ok=True)  # one of an earlier record
+        for part, path in zip(parts(run), map(Path, values["records"])):
+            if (policy := policy_path(path, part.seeds[0])).is_file():
+                atomic_write(policy_path(job_path(outputs, run), part.seeds[0]), policy.read_bytes())
         atomic_write(job_path(outputs, run), merged)
     except DataError as error:
         print(error, file=sys.stderr)

@@ -120,6 +120,22 @@ def test_code_hash_belongs_to_the_trainer(tmp_path):
     assert runner.code_sha256(method("sft"), folder) != before["sft"] and runner.code_sha256(method("dual_ppo"), folder) == before["dual_ppo"]
 
 
+def test_a_trained_policy_is_loaded_by_name(toy, tmp_path):
+    from dualppo.candidates import STRESS
+    from dualppo.env import make_envs
+    from dualppo.features import load_features
+    from dualppo.metrics import evaluate
+    from dualppo.policy import all_log_probs
+    changes = {"epochs": 2, "inner_epochs": 1, "policy_lr": 1e-3}
+    record = run_once(Run("dual_ppo_bandit", "stress", (1,), "smoke", str(toy), "cpu", changes), tmp_path)
+    policy = runner.stored_policy("dual_ppo_bandit", "stress", 1, tmp_path, "smoke", changes, str(toy))
+    test = make_envs(load_features(toy), STRESS, seed=1).test
+    assert evaluate(all_log_probs(policy, test), test) == record["results"][0]["test"]
+    assert runner.stored_policy("similarity").name == "similarity"
+    with pytest.raises(DataError, match="train the method first"):
+        runner.stored_policy("sft", "clean", 0, tmp_path, "smoke")
+
+
 def test_what_a_method_trains_on_its_way_is_in_its_key():
     assert "dualppo.baselines.SFT" in runner.reached_by(method("dpo")) and "dualppo.baselines.DPO" not in runner.reached_by(method("sft"))
 
