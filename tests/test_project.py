@@ -304,6 +304,13 @@ def test_library_imports_only_what_it_declares():
             assert owners & declared, f"{relative(path)} imports {name}, which settings.ini does not ask for"
 
 
+def test_every_file_beside_the_modules_is_in_the_package():
+    (patterns,) = re.findall(r'package_data=\{cfg\["lib_path"\]: (\[.*?\])\}', (ROOT / "setup.py").read_text(encoding="utf-8"))
+    packaged = {relative(path) for pattern in json.loads(patterns) for path in (ROOT / "dualppo").glob(pattern)}
+    beside = {relative(p) for p in versioned_files() if p.is_relative_to(ROOT / "dualppo") and p.suffix != ".py"}
+    assert not beside - packaged, f"setup.py packages no {beside - packaged}"
+
+
 # ---- README
 
 def readme() -> str:

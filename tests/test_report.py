@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import html
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from jinja2 import UndefinedError
 from test_tables import NAMES, record, store
 
 from dualppo import report, tables
@@ -107,7 +109,7 @@ def test_every_cell_of_a_table_is_on_the_page(outputs):
     for name in tables.shown_tables(tables.read_runs(outputs)):
         section = re.search(rf'<section id="{name}".*?</section>', page, re.S)[0]
         got = [[re.sub(r"<[^>]+>", "", cell).replace("\u00a0", " ") for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)] for row in re.findall(r"<tr>(<th scope=\"row\">.*?)</tr>", section)]
-        assert [tuple(report.html.unescape(cell) for cell in row) for row in got] == list(tables.build_table(name, tables.read_runs(outputs)).rows)
+        assert [tuple(html.unescape(cell) for cell in row) for row in got] == list(tables.build_table(name, tables.read_runs(outputs)).rows)
 
 
 def test_a_verdict_is_a_word_and_a_sign_not_only_a_colour(outputs):
@@ -162,6 +164,24 @@ def test_hostile_text_is_only_text(outputs, monkeypatch):
     tree = check(page)
     assert len(tree.inline["script"]) == 1 and "alert" not in tree.inline["script"][0] and page.count("&lt;script&gt;alert(") > 20
     assert "<script>alert" not in page and "x.example" not in "".join(filter(None, tree.fetched + tree.links)) and len(tree.images) == 2
+
+
+def test_nothing_in_a_template_goes_round_the_escaping():
+    templates = sorted(Path(report.__file__).parent.glob("assets/templates/*.html.j2"))
+    assert {"page.html.j2", "parts.html.j2"} <= {path.name for path in templates}
+    # `safe` trusts; the others escape what they join before `finalize` sees it; a value without quotes ends at a blank.
+    loose = r"\|\s*(safe|e|escape|forceescape|join|format|replace|xmlattr|tojson)\b|autoescape|\w ~|=\{\{"
+    for path in templates:
+        source = re.sub(r"\{#.*?#\}", "", path.read_text(encoding="utf-8"), flags=re.S)
+        assert not (found := re.search(loose, source)), f"{path.name}: {found[0]}"
+
+
+def test_text_that_is_not_markup_is_plain_and_escaped_also_in_an_attribute():
+    page = report.TEMPLATES.from_string('<p title="{{ said }}">{{ said }}</p>{{ part }}').render(said=HOSTILE, part=report.text("<b>"))
+    title, said = re.fullmatch('<p title="([^"<>]*)">([^<>]*)</p>&lt;b&gt;', page).groups()
+    assert title == said and html.unescape(said) == tables.plain(HOSTILE)
+    with pytest.raises(UndefinedError):
+        report.TEMPLATES.from_string("{{ nobody }}").render()
 
 
 def test_what_is_missing_is_left_out(made, tmp_path):
