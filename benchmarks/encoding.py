@@ -8,8 +8,8 @@ import warnings
 import torch
 from machine import save, seconds
 
-from dualppo.data import tutorial
-from dualppo.encoders import MiniLM
+from dualppo.text.data import tutorial
+from dualppo.text.encoders import MiniLM
 
 
 def texts() -> list[str]:

@@ -10,9 +10,9 @@ from sb3_contrib.common.maskable.distributions import MaskableCategoricalDistrib
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 
-from dualppo.env import Env
-from dualppo.policy import Critic, make_policy
-from dualppo.ppo import PPOConfig
+from dualppo.bench.env import Env
+from dualppo.policies.policy import Critic, make_policy
+from dualppo.methods.ppo import PPOConfig
 
 
 class ArrayEnv(VecEnv):

@@ -5,11 +5,11 @@ from dataclasses import replace
 import torch
 from machine import save, seconds
 
-from dualppo.candidates import STRESS
-from dualppo.env import make_envs
-from dualppo.features import load_features
-from dualppo.modrl import MODRL, MODRLConfig, rivals
-from dualppo.reward_models import reward_models
+from dualppo.bench.candidates import STRESS
+from dualppo.bench.env import make_envs
+from dualppo.bench.features import load_features
+from dualppo.methods.modrl import MODRL, MODRLConfig, rivals
+from dualppo.bench.reward_models import reward_models
 
 ITERATIONS, ROUNDS = 20, 3
 

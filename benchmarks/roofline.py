@@ -12,10 +12,10 @@ from machine import cache_bytes, sgemm_rate, triad_rate
 from torch import Tensor
 from torch.nn import functional as F
 
-from dualppo.closed_form import logit_gradient
-from dualppo.env import Env, Splits
-from dualppo.masking import mask_logits
-from dualppo.ppo import PPO, PPOConfig, Rollout
+from dualppo.methods.closed_form import logit_gradient
+from dualppo.bench.env import Env, Splits
+from dualppo.bench.masking import mask_logits
+from dualppo.methods.ppo import PPO, PPOConfig, Rollout
 
 FLOAT = 4  # bytes
 PARTS = ("products", "Adam", "gather", "softmax and elementwise")

@@ -13,14 +13,14 @@ import torch
 from machine import peak_mb, save, seconds
 from torch.nn.functional import normalize
 
-from dualppo.candidates import CandidateSpec
-from dualppo.env import EnvConfig, make_envs
-from dualppo.features import REFERENCE, REFUSAL, UNSAFE, Features, Ragged
-from dualppo.front import front
-from dualppo.metrics import evaluate
-from dualppo.oracle import oracle_log_probs
-from dualppo.policy import all_log_probs
-from dualppo.ppo import PPO, PPOConfig
+from dualppo.bench.candidates import CandidateSpec
+from dualppo.bench.env import EnvConfig, make_envs
+from dualppo.bench.features import REFERENCE, REFUSAL, UNSAFE, Features, Ragged
+from dualppo.exact.front import front
+from dualppo.exact.metrics import evaluate
+from dualppo.exact.oracle import oracle_log_probs
+from dualppo.policies.policy import all_log_probs
+from dualppo.methods.ppo import PPO, PPOConfig
 
 SIZES = (1000, 4000, 16000, 37000, 74000)  # training states
 SPEC = CandidateSpec("synthetic", n=100, hard=20, unsafe=8, near=24)

@@ -15,15 +15,15 @@ from machine import save, seconds
 from maskable_ppo import maskable_ppo
 from roofline import backward, forward, roofline, shape_of
 
-from dualppo.base import dev_row, train
-from dualppo.baselines import ExactConfig
-from dualppo.candidates import STRESS
-from dualppo.env import Env, Splits, make_envs
-from dualppo.features import load_features
+from dualppo.methods.base import dev_row, train
+from dualppo.methods.baselines import ExactConfig
+from dualppo.bench.candidates import STRESS
+from dualppo.bench.env import Env, Splits, make_envs
+from dualppo.bench.features import load_features
 from dualppo.methods.rows import configure, method
-from dualppo.policy import all_log_probs
-from dualppo.ppo import PPO, PPOConfig
-from dualppo.runner import Run, resolve, run_seed
+from dualppo.policies.policy import all_log_probs
+from dualppo.methods.ppo import PPO, PPOConfig
+from dualppo.runs.runner import Run, resolve, run_seed
 
 BANDIT = PPOConfig(advantage="bandit", rule="fixed")  # γ = 0 and fixed weights: what MaskablePPO can do, too
 

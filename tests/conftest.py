@@ -24,9 +24,9 @@ def toy(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def stress():
     """The environments of seed 0 on the shipped features."""
-    from dualppo.candidates import STRESS
-    from dualppo.env import make_envs
-    from dualppo.features import load_features
+    from dualppo.bench.candidates import STRESS
+    from dualppo.bench.env import make_envs
+    from dualppo.bench.features import load_features
 
     return make_envs(load_features(), STRESS, seed=0)
 
@@ -34,7 +34,7 @@ def stress():
 @pytest.fixture
 def without_processes(monkeypatch):
     """A grid's runs in this process: what their own processes do is asked in test_runner and test_survival."""
-    from dualppo import runner
+    from dualppo.runs import runner
 
     def done(run, outputs, *_):
         runner.run_once(run, outputs)

@@ -10,13 +10,13 @@ import torch
 from conftest import ROOT
 from scipy import stats
 
-from dualppo.alignment import alignment
-from dualppo.ambiguities import NOT_MEASURED, NOTHING, PAPERS, TEXTS, Ambiguity, Contrast, analysis, effect_of, effect_table, load_ambiguities, log_markdown, log_table
-from dualppo.data import DataError
+from dualppo.losses.alignment import alignment
+from dualppo.papers.ambiguities import NOT_MEASURED, NOTHING, PAPERS, TEXTS, Ambiguity, Contrast, analysis, effect_of, effect_table, load_ambiguities, log_markdown, log_table
+from dualppo.text.data import DataError
 from dualppo.methods.rows import all_methods
-from dualppo.registration import registration
-from dualppo.runner import Run, finite, resolve
-from dualppo.tables import records_at
+from dualppo.papers.registration import registration
+from dualppo.runs.runner import Run, finite, resolve
+from dualppo.papers.tables import records_at
 
 LOG = load_ambiguities()
 
@@ -54,7 +54,7 @@ def test_every_entry_says_where_in_the_paper_it_stands():
 
 
 def test_every_notebook_named_exists():
-    assert {one.notebook for one in LOG} <= {p.stem for p in (ROOT / "nbs").glob("*.ipynb")}
+    assert {one.notebook for one in LOG} <= {f"{p.parent.name}/{p.stem}" for p in (ROOT / "nbs").glob("*/*.ipynb")}
 
 
 def test_notebooks_that_resolve_an_ambiguity_name_it():
@@ -192,10 +192,10 @@ def test_the_table_has_one_row_each_and_needs_no_runs():
 
 
 def test_the_table_escapes_what_is_in_the_log():
-    one = Ambiguity("A1", "a | b", "*x*", "<script>alert(1)</script> a | b", "[x](http://evil.example) $x$", "`w`\n# w", "33_claims", ())
+    one = Ambiguity("A1", "a | b", "*x*", "<script>alert(1)</script> a | b", "[x](http://evil.example) $x$", "`w`\n# w", "papers/33_claims", ())
     text = log_markdown(log_table([one]))
     assert "<script" not in text and "](http" not in text and "\n#" not in text.split("###", 1)[1] and "$" not in text
-    assert "[33&#95;claims](33_claims.ipynb)" in text
+    assert "[papers/33&#95;claims](../papers/33_claims.ipynb)" in text
 
 
 def test_effects_are_told_with_sign_interval_and_n():
@@ -206,13 +206,13 @@ def test_effects_are_told_with_sign_interval_and_n():
 
 # ---- bad files
 
-ONE = "[[ambiguity]]\n" + "".join(f'{name} = "A1"\n' for name in TEXTS).replace('notebook = "A1"', 'notebook = "33_claims"')
+ONE = "[[ambiguity]]\n" + "".join(f'{name} = "A1"\n' for name in TEXTS).replace('notebook = "A1"', 'notebook = "papers/33_claims"')
 
 
 @pytest.mark.parametrize(("text", "needle"), [
     ("id = ", "broken TOML"), ("", "no entry"), ("ambiguity = 3", "no entry"), ("ambiguity = [3]", "entry 1: is 3"), (ONE + ONE, "A1 stands there twice"),
     (ONE.replace('why = "A1"', ""), "'why' needs a text"), (ONE.replace('why = "A1"', "why = 3"), "'why' needs a text"), (ONE.replace('why = "A1"', 'why = " "'), "'why' needs a text"),
-    (ONE.replace('id = "A1"', 'id = "14"'), "'id' cannot be '14'"), (ONE.replace('id = "A1"', 'id = "B1"'), "like A14 or M3"), (ONE.replace("33_claims", "../secret"), "'notebook'"), (ONE + 'colour = "red"', "unknown field 'colour'"),
+    (ONE.replace('id = "A1"', 'id = "14"'), "'id' cannot be '14'"), (ONE.replace('id = "A1"', 'id = "B1"'), "like A14 or M3"), (ONE.replace("papers/33_claims", "../secret"), "'notebook'"), (ONE + 'colour = "red"', "unknown field 'colour'"),
     (ONE + "effects = 3", "list of tables"), (ONE + "effects = [3]", "names two arms"), (ONE + 'effects = [{ base = "dual_ppo" }]', "names two arms"),
     (ONE + 'effects = [{ base = "dual_ppo", other = "dual_ppo", overrides = 3 }]', "names two arms"),
     (ONE + 'effects = [{ base = "dual_ppo", other = "dual_pppo" }]', "did you mean dual_ppo"),

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dualppo.env import make_envs
-from dualppo.policy import all_log_probs
-from dualppo.ppo import PPO, PPOConfig
+from dualppo.bench.env import make_envs
+from dualppo.policies.policy import all_log_probs
+from dualppo.methods.ppo import PPO, PPOConfig
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -29,7 +29,7 @@ def test_results_page_is_what_the_figures_give():
 def test_flops_are_what_torch_counts(splits):
     import speed
     config, env = PPOConfig(advantage="bandit", rule="fixed", gradient="autograd", inner_epochs=1), splits.dev_stop
-    from dualppo import ppo
+    from dualppo.methods import ppo
     part = type(splits)(env, env, env, env, 0.0)
     learner = PPO(part, config, 0)
     with FlopCounterMode(display=False) as counted:

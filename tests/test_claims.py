@@ -3,7 +3,7 @@
 import json
 
 from conftest import ROOT
-from dualppo.claims import arithmetic, near_hits, texts, verdict
+from dualppo.papers.claims import arithmetic, near_hits, texts, verdict
 
 
 def by(words: str):
@@ -29,19 +29,19 @@ def test_the_plus_minus_is_no_sampling_error_of_the_test_replies():
 
 
 def test_every_displayed_equation_stands_in_a_notebook_with_a_row_of_the_notation_table():
-    from dualppo.notation import SYMBOLS
+    from dualppo.show.notation import SYMBOLS
     known = {s.notebook for s in SYMBOLS}
-    for path in sorted((ROOT / "nbs").glob("[0-3]*.ipynb")):
+    for path in sorted((ROOT / "nbs").glob("*/[0-3]*.ipynb")):
         text = "".join("".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "markdown")
         if "$$" in text:
-            assert path.stem in known, f"{path.name} displays an equation, but no row of the notation table names it"
+            assert f"{path.parent.name}/{path.stem}" in known, f"{path.name} displays an equation, but no row of the notation table names it"
 
 
 def test_every_row_of_the_notation_table_resolves():
     from importlib import import_module
-    from dualppo.notation import SYMBOLS
+    from dualppo.show.notation import SYMBOLS
     for s in SYMBOLS:
-        module, name = s.code.split(".")
+        module, _, name = s.code.rpartition(".")
         assert hasattr(import_module(f"dualppo.{module}"), name), s.code
         file, test = s.test.split("::")
         assert f"def {test}(" in (ROOT / "tests" / file).read_text(), s.test

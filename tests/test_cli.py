@@ -8,9 +8,10 @@ import sys
 
 import pytest
 
-from dualppo import cli, runner
+from dualppo import cli
+from dualppo.runs import runner
 from dualppo.cli import main
-from dualppo.runner import read_record
+from dualppo.runs.runner import read_record
 
 TINY = ["--epochs", "1", "--inner-epochs", "1", "--hidden", "8"]
 

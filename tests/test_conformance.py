@@ -11,16 +11,16 @@ from typing import get_type_hints
 import pytest
 import torch
 
-from dualppo.base import Learner, learner_of, stack_of, train, train_together
-from dualppo.baselines import DPO, DPOConfig, SFT, SFTConfig
-from dualppo.candidates import STRESS
-from dualppo.data import DataError
-from dualppo.env import EnvConfig, Splits, add_objective, make_envs
-from dualppo.features import load_features
+from dualppo.methods.base import Learner, learner_of, stack_of, train, train_together
+from dualppo.methods.baselines import DPO, DPOConfig, SFT, SFTConfig
+from dualppo.bench.candidates import STRESS
+from dualppo.text.data import DataError
+from dualppo.bench.env import EnvConfig, Splits, add_objective, make_envs
+from dualppo.bench.features import load_features
 from dualppo.methods.rows import all_methods
-from dualppo.policy import all_log_probs
-from dualppo.runner import Run, resolve
-from dualppo.sampled import Sampled
+from dualppo.policies.policy import all_log_probs
+from dualppo.runs.runner import Run, resolve
+from dualppo.methods.sampled import Sampled
 
 SHORT = {"epochs": 3, "iterations": 10, "inner_epochs": 1, "dialogues_per_epoch": 24, "rivals": False, "hidden": 16, "patience": 3}
 BY_TRAINER = {}  # one row of every trainer and loss; the others differ in a value
@@ -175,9 +175,9 @@ def test_every_method_is_a_learner():
 
 STRANGER = '''
 from dataclasses import dataclass
-from dualppo.base import learns
-from dualppo.advantages import standardise
-from dualppo.sampled import Sampled, SampledConfig
+from dualppo.methods.base import learns
+from dualppo.losses.advantages import standardise
+from dualppo.methods.sampled import Sampled, SampledConfig
 
 @dataclass(frozen=True)
 class WorstFirstConfig(SampledConfig):

@@ -7,20 +7,20 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from dualppo import closed_form, ppo
-from dualppo.candidates import CLEAN, STRESS, CandidateSpec, draw_candidates, leak_probes
-from dualppo.encoders import state_vector
-from dualppo.env import EnvConfig, add_objective, make_envs
-from dualppo.features import BENIGN, MILD, REFERENCE, REFUSAL, STRONG, UNSAFE, load_features
-from dualppo.masking import safe_set
-from dualppo.metrics import evaluate, per_state
-from dualppo.oracle import help_at_budget, oracle_log_probs
-from dualppo.policy import Critic, all_log_probs, make_policy
-from dualppo.base import train
-from dualppo.ppo import PPOConfig
-from dualppo.surrogate import value_loss
-from dualppo.rewards import choose_tau_rel, help_reward, weighted_reward
-from dualppo.trajectories import build_trajectories
+from dualppo.methods import closed_form, ppo
+from dualppo.bench.candidates import CLEAN, STRESS, CandidateSpec, draw_candidates, leak_probes
+from dualppo.text.encoders import state_vector
+from dualppo.bench.env import EnvConfig, add_objective, make_envs
+from dualppo.bench.features import BENIGN, MILD, REFERENCE, REFUSAL, STRONG, UNSAFE, load_features
+from dualppo.bench.masking import safe_set
+from dualppo.exact.metrics import evaluate, per_state
+from dualppo.exact.oracle import help_at_budget, oracle_log_probs
+from dualppo.policies.policy import Critic, all_log_probs, make_policy
+from dualppo.methods.base import train
+from dualppo.methods.ppo import PPOConfig
+from dualppo.losses.surrogate import value_loss
+from dualppo.bench.rewards import choose_tau_rel, help_reward, weighted_reward
+from dualppo.bench.trajectories import build_trajectories
 
 SMALL = PPOConfig(epochs=2, inner_epochs=1, dialogues_per_epoch=60, policy_lr=1e-4, advantage="bandit")
 

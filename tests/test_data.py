@@ -17,8 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dualppo import data
-from dualppo.data import DataError, Exchange
+from dualppo.text import data
+from dualppo.text.data import DataError, Exchange
 
 MANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 GOOD = {"dialogue": [["hello", "hi"], ["and you", "fine"]], "meta": [["a fact"], []]}

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dualppo import encoders
-from dualppo.data import DataError
-from dualppo.encoders import (HashedBagOfWords, OneHotText, TextBlock, VectorBlock, context_block, embed_cached,
+from dualppo.text import encoders
+from dualppo.text.data import DataError
+from dualppo.text.encoders import (HashedBagOfWords, OneHotText, TextBlock, VectorBlock, context_block, embed_cached,
                               hashed_tokens, mean_pool, project_bag, state_vector, unit_rows)
 
 
@@ -187,7 +187,7 @@ def test_wrong_weights_and_settings_are_refused(tmp_path, monkeypatch):
         encoders.MiniLM(path=tmp_path / "absent")
     monkeypatch.setattr(encoders, "_packaged_weights", lambda: None)
     monkeypatch.setattr("huggingface_hub.snapshot_download", _unreachable)
-    with pytest.raises(DataError, match="not found here and the hub cannot be reached.*dualppo.build"):
+    with pytest.raises(DataError, match="not found here and the hub cannot be reached.*dualppo.bench.build"):
         encoders.minilm_folder()
 
 

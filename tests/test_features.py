@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from toys import encode, exchanges, write_toy
 
-from dualppo.data import DataError
-from dualppo.features import KINDS, SCHEMA, embedded_path, load_features, quantise, verify
+from dualppo.text.data import DataError
+from dualppo.bench.features import KINDS, SCHEMA, embedded_path, load_features, quantise, verify
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_the_shipped_file_is_small_complete_and_without_text():
 
 
 def test_a_slice_rebuilt_from_the_texts_is_the_shipped_one(shared_data, tmp_path):
-    from dualppo.build import build
+    from dualppo.bench.build import build
     card = build(shared_data, tmp_path / "slice.safetensors", limit=24, report=lambda text: None, cache=tmp_path / "cache")
     part, whole = load_features(tmp_path / "slice.safetensors"), load_features()
     assert card["sources"] == whole.card["sources"] and card["removed"] == whole.card["removed"]

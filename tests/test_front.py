@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from scipy.optimize import linprog
 
-from dualppo.front import front, hypervolume, kl_optimum
+from dualppo.exact.front import front, hypervolume, kl_optimum
 
 grids = st.integers(0, 2**31).map(lambda seed: torch.Generator().manual_seed(seed))
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dualppo.features import load_features
-from dualppo.runner import Run, execute, read_record
+from dualppo.bench.features import load_features
+from dualppo.runs.runner import Run, execute, read_record
 
 HERE = Path(__file__).resolve().parent
 GOLDEN = HERE / "golden" / "runs.json"

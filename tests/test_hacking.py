@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from dualppo.hacking import best_of_n
-from dualppo.surrogate import kl_divergence
+from dualppo.papers.hacking import best_of_n
+from dualppo.losses.surrogate import kl_divergence
 
 
 @settings(max_examples=40, deadline=None)

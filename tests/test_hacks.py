@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from dualppo.data import tutorial
-from dualppo.encoders import BUCKETS, project_bag, hashed_tokens
-from dualppo.features import REFERENCE, Ragged, load_features
-from dualppo.hacks import (JUDGES, SEES_REFERENCE, bags, bm25_idf, cluster_intervals, embedded_exam, examine, look_alikes, text_bags,
+from dualppo.text.data import tutorial
+from dualppo.text.encoders import BUCKETS, project_bag, hashed_tokens
+from dualppo.bench.features import REFERENCE, Ragged, load_features
+from dualppo.papers.hacks import (JUDGES, SEES_REFERENCE, bags, bm25_idf, cluster_intervals, embedded_exam, examine, look_alikes, text_bags,
                            token_f1, tutorial_exam, verdict)
-from dualppo.judges import AttributionJudge
-from dualppo.rewards import context_embedding
+from dualppo.bench.judges import AttributionJudge
+from dualppo.bench.rewards import context_embedding
 
 PUBLISHED = Path(__file__).parents[1] / "outputs" / "published" / "judge_hacks.csv"
 rows_of_ids = st.lists(st.lists(st.integers(0, 7), max_size=9), min_size=1, max_size=6)

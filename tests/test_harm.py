@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from dualppo import harm
-from dualppo.data import DataError
-from dualppo.harm import (ESTIMATORS, BiLSTM, DetoxifyHarm, FrozenHead, HarmEstimator, HeadWeights, ToxBlock,
+from dualppo.text import harm
+from dualppo.text.data import DataError
+from dualppo.text.harm import (ESTIMATORS, BiLSTM, DetoxifyHarm, FrozenHead, HarmEstimator, HeadWeights, ToxBlock,
                           ToxicCommentClassifier, calibration_error, estimator, hard_sigmoid, read_carrier, reliability,
                           token_ids, word_index)
 
@@ -271,7 +271,7 @@ def test_published_report_covers_every_offline_estimator():
 
 
 def test_shipped_head_reproduces_its_published_figure(shared_data, tmp_path):
-    encoders = pytest.importorskip("dualppo.encoders")
+    encoders = pytest.importorskip("dualppo.text.encoders")
     try:
         head = FrozenHead(encoder=encoders.MiniLM())
     except DataError as error:

@@ -24,8 +24,11 @@ from safetensors.torch import load_file, save, save_file
 from test_tables import NAMES, record, store
 from toys import write_toy
 
-from dualppo import build, data, features, harm, judges, runner, tables
-from dualppo.data import DataError
+from dualppo.bench import build, features, judges
+from dualppo.papers import tables
+from dualppo.runs import runner
+from dualppo.text import data, harm
+from dualppo.text.data import DataError
 
 MANY = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 FUZZ = Path(__file__).resolve().parent / "fuzz"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dualppo.data import DataError
-from dualppo.judges import (BEGIN_FILES, AttributionJudge, Begin, JudgeWeights, agreement, choose_strength, fit_judge,
+from dualppo.text.data import DataError
+from dualppo.bench.judges import (BEGIN_FILES, AttributionJudge, Begin, JudgeWeights, agreement, choose_strength, fit_judge,
                             held_out, judge_features, read_begin)
 
 PUBLISHED = Path(__file__).parents[1] / "outputs" / "published" / "judge.json"
@@ -96,7 +96,7 @@ def test_shipped_judge_matches_its_published_figures():
 def test_begin_counts_and_refit_on_real_labels(shared_data):
     begin = read_begin(Path(shared_data) / "begin")
     assert len(begin.reply) == 2233 and begin.good.sum() == 902 and begin.group.max() + 1 == 806
-    encoders = pytest.importorskip("dualppo.encoders")
+    encoders = pytest.importorskip("dualppo.text.encoders")
     try:
         encode = encoders.MiniLM().encode
     except DataError as error:

@@ -6,11 +6,11 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from dualppo.claims import arithmetic
-from dualppo.ledger import Evidence, Verdict, claimed, compared, first_screen, gather, judged, ledger, printed_numbers, size_entries, to_markdown
+from dualppo.papers.claims import arithmetic
+from dualppo.papers.ledger import Evidence, Verdict, claimed, compared, first_screen, gather, judged, ledger, printed_numbers, size_entries, to_markdown
 from dualppo.methods.rows import all_methods
-from dualppo.registration import Analysis, registration
-from dualppo.stats import Answer, Estimate, answers, detectable
+from dualppo.papers.registration import Analysis, registration
+from dualppo.papers.stats import Answer, Estimate, answers, detectable
 
 
 def record(method: str, values: np.ndarray, setting: str = "stress") -> dict:

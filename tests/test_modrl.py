@@ -10,19 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import vmap
 
-from dualppo import modrl
-from dualppo.advantages import gae
-from dualppo.aligned_ppo import AlignedPPO, AlignedPPOConfig
-from dualppo.alignment import aggregator, alignment, geometry
-from dualppo.apa import apa_loss, kl_penalised, logit, piecewise, whiten
-from dualppo.base import train, train_together
-from dualppo.candidates import STRESS
-from dualppo.data import DataError
-from dualppo.env import add_objective, make_envs
-from dualppo.features import load_features
-from dualppo.modrl import MODRL, MODRLConfig, apa_pull, compare, objective_gradients, ppo_pull, rivals, win_rate
-from dualppo.policy import all_log_probs
-from dualppo.surrogate import clipped_surrogate
+from dualppo.methods import modrl
+from dualppo.losses.advantages import gae
+from dualppo.methods.aligned_ppo import AlignedPPO, AlignedPPOConfig
+from dualppo.losses.alignment import aggregator, alignment, geometry
+from dualppo.losses.apa import apa_loss, kl_penalised, logit, piecewise, whiten
+from dualppo.methods.base import train, train_together
+from dualppo.bench.candidates import STRESS
+from dualppo.text.data import DataError
+from dualppo.bench.env import add_objective, make_envs
+from dualppo.bench.features import load_features
+from dualppo.methods.modrl import MODRL, MODRLConfig, apa_pull, compare, objective_gradients, ppo_pull, rivals, win_rate
+from dualppo.policies.policy import all_log_probs
+from dualppo.losses.surrogate import clipped_surrogate
 
 BRIEF = MODRLConfig(iterations=2, apa_lambda=0.1, lr=3e-5, rewards="given")
 

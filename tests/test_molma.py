@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from dualppo.cli import main
-from dualppo.ledger import molma_arithmetic, molma_entries, won
-from dualppo.features import load_features
+from dualppo.papers.ledger import molma_arithmetic, molma_entries, won
+from dualppo.bench.features import load_features
 from dualppo.methods.rows import all_methods, stacks
-from dualppo.modrl import MODRLConfig
-from dualppo.molma import JUDGES, graded_runs, paired_difference, rates, start_table, wins_table, write_molma
-from dualppo.runner import PROFILES, SEED_000, SEED_003, Run, job_path, read_record, resolve, run_from, run_seed, run_stack
-from dualppo.tables import Cell, shown_tables
+from dualppo.methods.modrl import MODRLConfig
+from dualppo.papers.molma import JUDGES, graded_runs, paired_difference, rates, start_table, wins_table, write_molma
+from dualppo.runs.runner import PROFILES, SEED_000, SEED_003, Run, job_path, read_record, resolve, run_from, run_seed, run_stack
+from dualppo.papers.tables import Cell, shown_tables
 
 
 def record(method, setting, offset, seeds=(0, 1, 2), opponents=("start", "so_weighted", "unaligned")):

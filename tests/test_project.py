@@ -208,8 +208,8 @@ def test_each_run_template_has_one_parameters_cell():
 # The few places that may do what others may not, and why.
 ALLOWED = {
     ("dualppo/methods/rows.py", "importlib.import_module"): "imports the modules of its own folder, whose names pkgutil lists",
-    ("dualppo/data.py", "urllib.request.urlopen"): "fetches the one archive, whose sha256 is pinned and checked before it is unpacked",
-    ("dualppo/encoders.py", "snapshot_download"): "fetches the encoder where its package is not installed; the weights' sha256 is pinned and checked",
+    ("dualppo/text/data.py", "urllib.request.urlopen"): "fetches the one archive, whose sha256 is pinned and checked before it is unpacked",
+    ("dualppo/text/encoders.py", "snapshot_download"): "fetches the encoder where its package is not installed; the weights' sha256 is pinned and checked",
 }
 FETCHES = r"(.*\.)?(urlopen|urlretrieve|snapshot_download|hf_hub_download|load_state_dict_from_url|download_url_to_file)|(requests|httpx|aiohttp|hub|torch\.hub)\..*|socket\.create_connection"
 UNPICKLES = r"(c?[pP]ickle|_pickle|dill|cloudpickle|joblib|marshal|shelve|jsonpickle)\.(load|loads|open|decode|Unpickler)"
@@ -268,7 +268,7 @@ def test_the_unsafe_call_check_lets_harmless_code_pass():
 
 def test_no_unsafe_loading_anywhere():
     sources = [p for p in versioned_files() if p.suffix in {".py", ".ipynb"}]
-    found = [f"{relative(path)}: {what}" for path in sources for what in unsafe_calls(code_of(path), relative(path).replace("nbs/01_data.ipynb", "dualppo/data.py").replace("nbs/02_encoders.ipynb", "dualppo/encoders.py").replace("nbs/40_methods.ipynb", "dualppo/methods/rows.py"))]
+    found = [f"{relative(path)}: {what}" for path in sources for what in unsafe_calls(code_of(path), relative(path).replace("nbs/text/01_data.ipynb", "dualppo/text/data.py").replace("nbs/text/02_encoders.ipynb", "dualppo/text/encoders.py").replace("nbs/methods/40_methods.ipynb", "dualppo/methods/rows.py"))]
     assert not found, "\n".join(found)
     texts = {name: (ROOT / name).read_text(encoding="utf-8") for name, _ in ALLOWED}
     assert all(f"{called}(" in texts[name] for name, called in ALLOWED), "an exception nobody needs any more"
@@ -320,9 +320,10 @@ def readme() -> str:
 def test_readme_numbers_are_generated():
     from readme import blocks, filled
 
-    from dualppo.ledger import ledger_sections
-    from dualppo import molma, report
-    from dualppo.tables import readme_sections
+    from dualppo.papers.ledger import ledger_sections
+    from dualppo.papers import molma
+    from dualppo.show import report
+    from dualppo.papers.tables import readme_sections
 
     text = readme()
     assert set(blocks(text)) == {"tables", "machine", "findings", "questions", "ledger", "molma", "molma_findings"}
@@ -351,7 +352,7 @@ def test_readme_example_trains_a_policy(tmp_path):
 
 
 def test_index_shows_the_published_tables():
-    from dualppo.tables import shown_folder, tables_folder
+    from dualppo.papers.tables import shown_folder, tables_folder
 
     shown = (ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8")
     tables = sorted(tables_folder(PUBLISHED, shown_folder(PUBLISHED)).glob("table?.md"))

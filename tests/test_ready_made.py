@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dualppo.advantages import exact_advantage, gae
-from dualppo.baselines import dpo_loss
-from dualppo.env import Env, Graded, Splits
-from dualppo.masking import mask_logits
-from dualppo.policy import all_log_probs
-from dualppo.base import train
-from dualppo.ppo import PPOConfig
-from dualppo.surrogate import entropy
-from dualppo.trajectories import ZScore, build_trajectories
-from dualppo.weights import Lagrangian, Literal, Signal
+from dualppo.losses.advantages import exact_advantage, gae
+from dualppo.methods.baselines import dpo_loss
+from dualppo.bench.env import Env, Graded, Splits
+from dualppo.bench.masking import mask_logits
+from dualppo.policies.policy import all_log_probs
+from dualppo.methods.base import train
+from dualppo.methods.ppo import PPOConfig
+from dualppo.losses.surrogate import entropy
+from dualppo.bench.trajectories import ZScore, build_trajectories
+from dualppo.losses.weights import Lagrangian, Literal, Signal
 
 
 def bandit(rewards: torch.Tensor, p_harm: torch.Tensor | None = None, states: int = 64) -> Env:
@@ -102,8 +102,8 @@ def test_06_literal_rule_has_a_closed_form():
 
 def test_07_hypergradient_identity():
     "dU(θ + η Σ w_k g_k)/dw_k = η⟨∇U(θ'), g_k⟩ on the library's own policy and exact gradients, by finite differences."
-    from dualppo.ppo import objective_gradients
-    from dualppo.policy import make_policy
+    from dualppo.methods.ppo import objective_gradients
+    from dualppo.policies.policy import make_policy
     torch.manual_seed(0)
     env = bandit(torch.tensor([[0.2, 0.9], [0.9, 0.1], [0.5, 0.5]]), states=8)
     env = replace(env, **{k: v.double() for k, v in vars(env).items() if isinstance(v, torch.Tensor) and v.is_floating_point()})

@@ -2,10 +2,10 @@
 
 import pytest
 
-from dualppo.data import DataError
-from dualppo.metrics import METRICS
-from dualppo.registration import Analysis, read_registration, registration
-from dualppo.runner import HEADLINE, PROFILES, SEED_000, grid
+from dualppo.text.data import DataError
+from dualppo.exact.metrics import METRICS
+from dualppo.papers.registration import Analysis, read_registration, registration
+from dualppo.runs.runner import HEADLINE, PROFILES, SEED_000, grid
 
 
 def test_every_arm_of_the_profile_is_registered_with_its_number_of_seeds():
@@ -41,8 +41,8 @@ def test_a_broken_registration_is_one_sentence(text):
 def test_the_analyses_of_the_library_ask_the_registration(tmp_path):
     from dataclasses import replace
 
-    from dualppo.ledger import gather
-    from dualppo.stats import answers
+    from dualppo.papers.ledger import gather
+    from dualppo.papers.stats import answers
     plan = registration()
     narrow = replace(plan, arms={name: n for name, n in plan.arms.items() if name != "wo_mask_bandit"})
     with pytest.raises(ValueError, match="wo_mask_bandit"):

@@ -9,11 +9,11 @@ import pytest
 import torch
 from toys import write_toy
 
-from dualppo.candidates import CLEAN, STRESS
-from dualppo.data import DataError
-from dualppo.env import make_envs
-from dualppo.features import REFUSAL, load_features
-from dualppo.reward_models import (STRENGTH, Pairs, RewardModel, accuracy_of, bradley_terry_loss, cross_fitted, fit_reward_model, gold_pairs, margins, pair_accuracy,
+from dualppo.bench.candidates import CLEAN, STRESS
+from dualppo.text.data import DataError
+from dualppo.bench.env import make_envs
+from dualppo.bench.features import REFUSAL, load_features
+from dualppo.bench.reward_models import (STRENGTH, Pairs, RewardModel, accuracy_of, bradley_terry_loss, cross_fitted, fit_reward_model, gold_pairs, margins, pair_accuracy,
                                    pair_features, read_pairs, reward_models, shipped_pairs)
 
 ROOT = Path(__file__).parents[1]

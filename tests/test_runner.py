@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from papermill import PapermillExecutionError, execute_notebook
 
-from dualppo import runner
-from dualppo.data import DataError
-from dualppo.base import learner_of
+from dualppo.runs import runner
+from dualppo.text.data import DataError
+from dualppo.methods.base import learner_of
 from dualppo.methods.rows import all_methods, method
-from dualppo.runner import Outcome, Run, canonical, execute, finished, job_path, missing, notebook_path, read_record, run_from, run_grid, run_once
+from dualppo.runs.runner import Outcome, Run, canonical, execute, finished, job_path, missing, notebook_path, read_record, run_from, run_grid, run_once
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {"epochs": 1, "inner_epochs": 1, "hidden": 8, "dialogues_per_epoch": 20}
@@ -85,7 +85,7 @@ def package_copy(tmp_path) -> Path:
 
 def edited(folder: Path, name: str, old: str, new: str) -> None:
     """Replace a piece of a module."""
-    path = folder / f"{name}.py"
+    (path,) = folder.rglob(f"{name}.py")
     assert old in path.read_text(), f"{name} has no {old!r} any more"
     path.write_text(path.read_text().replace(old, new, 1))
     os.utime(path, ns=(0, 0))
@@ -121,11 +121,11 @@ def test_code_hash_belongs_to_the_trainer(tmp_path):
 
 
 def test_a_trained_policy_is_loaded_by_name(toy, tmp_path):
-    from dualppo.candidates import STRESS
-    from dualppo.env import make_envs
-    from dualppo.features import load_features
-    from dualppo.metrics import evaluate
-    from dualppo.policy import all_log_probs
+    from dualppo.bench.candidates import STRESS
+    from dualppo.bench.env import make_envs
+    from dualppo.bench.features import load_features
+    from dualppo.exact.metrics import evaluate
+    from dualppo.policies.policy import all_log_probs
     changes = {"epochs": 2, "inner_epochs": 1, "policy_lr": 1e-3}
     record = run_once(Run("dual_ppo_bandit", "stress", (1,), "smoke", str(toy), "cpu", changes), tmp_path)
     policy = runner.stored_policy("dual_ppo_bandit", "stress", 1, tmp_path, "smoke", changes, str(toy))
@@ -137,15 +137,15 @@ def test_a_trained_policy_is_loaded_by_name(toy, tmp_path):
 
 
 def test_what_a_method_trains_on_its_way_is_in_its_key():
-    assert "dualppo.baselines.SFT" in runner.reached_by(method("dpo")) and "dualppo.baselines.DPO" not in runner.reached_by(method("sft"))
+    assert "dualppo.methods.baselines.SFT" in runner.reached_by(method("dpo")) and "dualppo.methods.baselines.DPO" not in runner.reached_by(method("sft"))
 
 
 @pytest.mark.parametrize("name", all_methods())
 def test_the_code_of_a_run_is_its_trainer_and_no_report(name):
     reached = runner.reached_by(method(name))
     kind = learner_of(method(name).config)
-    assert f"{kind.__module__}.{kind.__qualname__}" in reached and "dualppo.metrics.per_state" in reached
-    assert not [one for one in reached if "download" in one or one.split(".")[1] in ("report", "tables", "cli", "ledger", "jobs")]
+    assert f"{kind.__module__}.{kind.__qualname__}" in reached and "dualppo.exact.metrics.per_state" in reached
+    assert not [one for one in reached if "download" in one or one.split(".")[-2] in ("report", "tables", "cli", "ledger", "jobs")]
 
 
 def test_two_data_sets_of_one_name_share_no_folder(tmp_path, toy):

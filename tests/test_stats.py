@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import stats as scipy_stats
 
-from dualppo.stats import (clopper_pearson, detectable, hierarchical_interval, holm, items_needed, paired_permutation, probability_of_improvement,
+from dualppo.papers.stats import (clopper_pearson, detectable, hierarchical_interval, holm, items_needed, paired_permutation, probability_of_improvement,
                            seed_interval, stratified_interval, tost, variance_components)
 
 numbers = st.lists(st.floats(-1, 1), min_size=2, max_size=12)

@@ -4,10 +4,10 @@ import pytest
 from toys import write_toy
 
 from dualppo.cli import main
-from dualppo.data import DataError
-from dualppo.registration import Analysis, registration
-from dualppo.runner import resolve, run_grid
-from dualppo.studies import STUDIES, Study, records_of, study, summary
+from dualppo.text.data import DataError
+from dualppo.papers.registration import Analysis, registration
+from dualppo.runs.runner import resolve, run_grid
+from dualppo.papers.studies import STUDIES, Study, records_of, study, summary
 
 TINY = Study("tiny", "Does it run?", {"none": ("random", {}), "ten": ("similarity", {"n": 30})}, seeds=(0,), profile="smoke")
 

@@ -21,12 +21,13 @@ from pathlib import Path
 
 import pytest
 
-from dualppo import cli, jobs, runner
-from dualppo.codehash import reached, sha256_of
-from dualppo.data import SCRATCH, DataError, atomic_write
-from dualppo.jobs import affordable_workers, at_work, lock, sweep
-from dualppo.runner import Run, Unfinished, canonical, execute, finished, grid, job_path, missing, notebook_path, read_record, run_grid, run_once
-from dualppo.tables import build_table, per_seed, read_runs, to_csv
+from dualppo import cli
+from dualppo.runs import jobs, runner
+from dualppo.runs.codehash import reached, sha256_of
+from dualppo.text.data import SCRATCH, DataError, atomic_write
+from dualppo.runs.jobs import affordable_workers, at_work, lock, sweep
+from dualppo.runs.runner import Run, Unfinished, canonical, execute, finished, grid, job_path, missing, notebook_path, read_record, run_grid, run_once
+from dualppo.papers.tables import build_table, per_seed, read_runs, to_csv
 
 METHODS = ("random", "similarity", "dual_ppo", "dual_ppo_bandit", "wo_mask_bandit")
 SMALL = {"epochs": 5, "patience": 5, "inner_epochs": 1, "hidden": 8, "dialogues_per_epoch": 20}

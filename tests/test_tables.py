@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from dualppo import tables
-from dualppo.data import DataError
+from dualppo.papers import tables
+from dualppo.text.data import DataError
 from dualppo.methods.rows import all_methods, method
-from dualppo.metrics import METRICS
-from dualppo.runner import PROFILES, SCHEMA, to_json
+from dualppo.exact.metrics import METRICS
+from dualppo.runs.runner import PROFILES, SCHEMA, to_json
 
 NAMES = ("random", "similarity", "similarity_mask", "oracle", "sft", "dual_ppo", "wo_mask_bandit")
 

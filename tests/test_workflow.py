@@ -11,11 +11,11 @@ import psutil
 import pytest
 from test_runner import edited, package_copy
 
-from dualppo import runner, workflow
+from dualppo.runs import runner, workflow
 from dualppo.cli import main
-from dualppo.data import DataError
-from dualppo.runner import canonical, execute, job_path, missing, notebook_path, read_record, run_once
-from dualppo.workflow import Config, check_engine, plan_of, read_config, run_workflow, seed_record, snakemake_command
+from dualppo.text.data import DataError
+from dualppo.runs.runner import canonical, execute, job_path, missing, notebook_path, read_record, run_once
+from dualppo.runs.workflow import Config, check_engine, plan_of, read_config, run_workflow, seed_record, snakemake_command
 
 pytest.importorskip("snakemake")
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,7 +56,7 @@ def test_a_grid_of_six_jobs_survives_kill_9(here):
     grid = replace(GRID, outputs="a folder's name", settings=("clean",))
     planned = plan(grid)
     assert len(planned.by_part) == 6
-    command = [sys.executable, "-c", f"from dualppo.workflow import *; run_workflow({grid!r}, workers=2)"]
+    command = [sys.executable, "-c", f"from dualppo.runs.workflow import *; run_workflow({grid!r}, workers=2)"]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while len(kept := [path for name in planned.by_part if read_record(path := seed_record(planned, name))]) < 2:

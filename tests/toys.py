@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from dualppo.data import Exchange
-from dualppo.encoders import hashed_tokens
-from dualppo.features import Tails, build_features, write_features
+from dualppo.text.data import Exchange
+from dualppo.text.encoders import hashed_tokens
+from dualppo.bench.features import Tails, build_features, write_features
 
 TAILS = Tails(strong=("you utter fool", "shut up idiot"), mild=("how silly",), benign=("have a good day",))
 

@@ -12,11 +12,11 @@ from types import SimpleNamespace
 
 import torch
 
-from dualppo.build import default_cache
-from dualppo.data import atomic_write, sha256_of
-from dualppo.encoders import MiniLM, embed_cached, encoder_identity
-from dualppo.harm import TOX_BLOCK, TOXIC_COMMENT, FrozenHead, ToxBlock, ToxicCommentClassifier, harm_report, train_head, write_asset
-from dualppo.judges import BEGIN_FILES, judge_report, train_judge
+from dualppo.bench.build import default_cache
+from dualppo.text.data import atomic_write, sha256_of
+from dualppo.text.encoders import MiniLM, embed_cached, encoder_identity
+from dualppo.text.harm import TOX_BLOCK, TOXIC_COMMENT, FrozenHead, ToxBlock, ToxicCommentClassifier, harm_report, train_head, write_asset
+from dualppo.bench.judges import BEGIN_FILES, judge_report, train_judge
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS, PUBLISHED = ROOT / "dualppo" / "assets", ROOT / "outputs" / "published"

@@ -9,11 +9,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from dualppo.data import atomic_write, tutorial
-from dualppo.encoders import MiniLM
-from dualppo.features import load_features
-from dualppo.hacks import embedded_exam, examine, tutorial_exam
-from dualppo.harm import estimator
+from dualppo.text.data import atomic_write, tutorial
+from dualppo.text.encoders import MiniLM
+from dualppo.bench.features import load_features
+from dualppo.papers.hacks import embedded_exam, examine, tutorial_exam
+from dualppo.text.harm import estimator
 
 
 def main() -> None:

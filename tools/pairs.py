@@ -16,16 +16,16 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from assets import rounded, sources
-from dualppo.build import default_cache
-from dualppo.candidates import SETTINGS
-from dualppo.data import atomic_write, clean, json_rows, load_dialogues, normalise
-from dualppo.encoders import MiniLM, embed_cached, encoder_identity
-from dualppo.env import Env, make_envs
-from dualppo.features import REFERENCE, STRONG, UNSAFE, load_features, quantise
-from dualppo.harm import FrozenHead, calibration_error, reliability, write_asset
-from dualppo.judges import BEGIN_FILES, read_begin
-from dualppo.reward_models import STRENGTH, Pairs, accuracy_of, bradley_terry_loss, cross_fitted, fit_reward_model, gold_pairs, margins, pair_accuracy, read_pairs, shipped_pairs
-from dualppo.rewards import context_embedding
+from dualppo.bench.build import default_cache
+from dualppo.bench.candidates import SETTINGS
+from dualppo.text.data import atomic_write, clean, json_rows, load_dialogues, normalise
+from dualppo.text.encoders import MiniLM, embed_cached, encoder_identity
+from dualppo.bench.env import Env, make_envs
+from dualppo.bench.features import REFERENCE, STRONG, UNSAFE, load_features, quantise
+from dualppo.text.harm import FrozenHead, calibration_error, reliability, write_asset
+from dualppo.bench.judges import BEGIN_FILES, read_begin
+from dualppo.bench.reward_models import STRENGTH, Pairs, accuracy_of, bradley_terry_loss, cross_fitted, fit_reward_model, gold_pairs, margins, pair_accuracy, read_pairs, shipped_pairs
+from dualppo.bench.rewards import context_embedding
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS, PUBLISHED = ROOT / "dualppo" / "assets", ROOT / "outputs" / "published"

@@ -21,9 +21,10 @@ def filled(text: str, sections: Mapping[str, str]) -> str:
 
 
 if __name__ == "__main__":
-    from dualppo import molma, report
-    from dualppo.ledger import ledger_sections
-    from dualppo.tables import readme_sections
+    from dualppo.papers import molma
+    from dualppo.show import report
+    from dualppo.papers.ledger import ledger_sections
+    from dualppo.papers.tables import readme_sections
 
     readme = ROOT / "README.md"
     published = ROOT / "outputs" / "published"

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from dualppo.candidates import STRESS
-from dualppo.data import atomic_write
-from dualppo.env import make_envs
-from dualppo.features import load_features
+from dualppo.bench.candidates import STRESS
+from dualppo.text.data import atomic_write
+from dualppo.bench.env import make_envs
+from dualppo.bench.features import load_features
 from dualppo.methods.rows import configure, method, train
 
 RATES = (3e-5, 1e-4, 3e-4)

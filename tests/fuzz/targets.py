@@ -14,8 +14,11 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dualppo import build, data, features, harm, judges, runner, tables
-from dualppo.data import DataError
+from dualppo.bench import build, features, judges
+from dualppo.papers import tables
+from dualppo.runs import runner
+from dualppo.text import data, harm
+from dualppo.text.data import DataError
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -32,8 +35,8 @@ def small_features() -> bytes:
     import torch
     from toys import rude
 
-    from dualppo.data import Exchange
-    from dualppo.encoders import hashed_tokens
+    from dualppo.text.data import Exchange
+    from dualppo.text.encoders import hashed_tokens
     rows = [Exchange("d:0", turn, "what is tea", "a drink", "tea is a drink") for turn in range(2)]
     encode = lambda texts: torch.nn.functional.normalize(torch.arange(1., 1 + 4 * len(texts)).reshape(-1, 4).sin(), dim=1)
     tensors = features.build_features(rows, [0, 0], [], None, encode, {"tcc": rude}, hashed_tokens)
