@@ -43,7 +43,10 @@ setup(
     data_files=[
         ("share/dualppo/runs", files("nbs/runs/*.ipynb")),
         ("share/dualppo/workflow", files("workflow/Snakefile")),
-        *((f"share/dualppo/workflow/profiles/{name}", files(f"workflow/profiles/{name}/config.yaml")) for name in ("local", "slurm")),
+        *(
+            (f"share/dualppo/workflow/profiles/{name}", files(f"workflow/profiles/{name}/config.yaml"))
+            for name in ("local", "slurm")
+        ),
     ],
     install_requires=cfg["requirements"].split(),
     extras_require=extras,

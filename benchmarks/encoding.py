@@ -36,9 +36,21 @@ def main(rounds: int = 5) -> None:
         for name, encoder in encoders.items():
             times[name].append(seconds(lambda encoder=encoder: encoder.encode(items)))
     cosines = {name: (embedded[name] * embedded["fp32"]).sum(1) for name in encoders}
-    save("encoding", {"texts": len(items), "rows": {name: {
-        "texts_per_second": len(items) / min(times[name]), "ratio": min(times["fp32"]) / min(times[name]),
-        "least_cosine": cosines[name].min().item(), "mean_cosine": cosines[name].mean().item()} for name in encoders}})
+    save(
+        "encoding",
+        {
+            "texts": len(items),
+            "rows": {
+                name: {
+                    "texts_per_second": len(items) / min(times[name]),
+                    "ratio": min(times["fp32"]) / min(times[name]),
+                    "least_cosine": cosines[name].min().item(),
+                    "mean_cosine": cosines[name].mean().item(),
+                }
+                for name in encoders
+            },
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -62,16 +62,35 @@ class ArrayEnv(VecEnv):
 class CandidatePolicy(MaskableActorCriticPolicy):
     """Our own two networks behind the interface of stable-baselines3."""
 
-    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, lr_schedule: Any, env: Env, config: PPOConfig, **kwargs: Any):
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Any,
+        env: Env,
+        config: PPOConfig,
+        **kwargs: Any,
+    ):
         self.env, self.config = env, config
         super().__init__(observation_space, action_space, lr_schedule, net_arch=[])
 
     def _build(self, lr_schedule: Any) -> None:
-        self.actor = make_policy("two_tower", self.env.x.shape[1], self.env.pool.shape[1], hidden=self.config.hidden, kappa=self.config.kappa, mask="off")
+        self.actor = make_policy(
+            "two_tower",
+            self.env.x.shape[1],
+            self.env.pool.shape[1],
+            hidden=self.config.hidden,
+            kappa=self.config.kappa,
+            mask="off",
+        )
         self.critic = Critic(self.env.x.shape[1], 1, self.config.hidden)
         self.action_dist = MaskableCategoricalDistribution(self.action_space.n)
-        self.optimizer = torch.optim.Adam([{"params": self.actor.parameters(), "lr": self.config.policy_lr},
-                                           {"params": self.critic.parameters(), "lr": self.config.value_lr}])
+        self.optimizer = torch.optim.Adam(
+            [
+                {"params": self.actor.parameters(), "lr": self.config.policy_lr},
+                {"params": self.critic.parameters(), "lr": self.config.value_lr},
+            ]
+        )
 
     def distribution(self, states: torch.Tensor, action_masks: np.ndarray | None) -> MaskableCategoricalDistribution:
         one = self.action_dist.proba_distribution(self.actor(self.env, states))
@@ -79,13 +98,17 @@ class CandidatePolicy(MaskableActorCriticPolicy):
             one.apply_masking(action_masks)
         return one
 
-    def forward(self, obs: torch.Tensor, deterministic: bool = False, action_masks: np.ndarray | None = None) -> tuple[torch.Tensor, ...]:
+    def forward(
+        self, obs: torch.Tensor, deterministic: bool = False, action_masks: np.ndarray | None = None
+    ) -> tuple[torch.Tensor, ...]:
         states = obs[:, 0].long()
         one = self.distribution(states, action_masks)
         actions = one.get_actions(deterministic=deterministic)
         return actions, self.critic(self.env.x[states]), one.log_prob(actions)
 
-    def evaluate_actions(self, obs: torch.Tensor, actions: torch.Tensor, action_masks: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+    def evaluate_actions(
+        self, obs: torch.Tensor, actions: torch.Tensor, action_masks: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
         states = obs[:, 0].long()
         one = self.distribution(states, action_masks)
         return self.critic(self.env.x[states]), one.log_prob(actions), one.entropy()
@@ -103,6 +126,19 @@ class TwoRates(MaskablePPO):
 
 def maskable_ppo(env: Env, config: PPOConfig, seed: int) -> TwoRates:
     """MaskablePPO on all states of `env`, a rollout of one step per state."""
-    return TwoRates(CandidatePolicy, ArrayEnv(env, torch.tensor(config.weights)), n_steps=1, batch_size=config.minibatch, n_epochs=config.inner_epochs,
-                    gamma=0.0, gae_lambda=config.lam, clip_range=config.clip, vf_coef=1.0, ent_coef=0.0, max_grad_norm=float("inf"), seed=seed,
-                    device="cpu", policy_kwargs={"env": env, "config": config})
+    return TwoRates(
+        CandidatePolicy,
+        ArrayEnv(env, torch.tensor(config.weights)),
+        n_steps=1,
+        batch_size=config.minibatch,
+        n_epochs=config.inner_epochs,
+        gamma=0.0,
+        gae_lambda=config.lam,
+        clip_range=config.clip,
+        vf_coef=1.0,
+        ent_coef=0.0,
+        max_grad_norm=float("inf"),
+        seed=seed,
+        device="cpu",
+        policy_kwargs={"env": env, "config": config},
+    )

@@ -25,11 +25,25 @@ def main() -> None:
     torch.set_num_threads(1)
     splits = make_envs(load_features(), STRESS, seed=0)
     models, config = reward_models(splits.train, 0), MODRLConfig()
-    arms = {"molma": config} | rivals(config) | {"cagrad": replace(config, align="cagrad"), "nash_mtl": replace(config, align="nash_mtl")}
-    rounds = [{name: training(splits, one, models) for name, one in arms.items()} for _ in range(ROUNDS)]  # in turn, so that no arm has the quiet minute
+    arms = (
+        {"molma": config}
+        | rivals(config)
+        | {"cagrad": replace(config, align="cagrad"), "nash_mtl": replace(config, align="nash_mtl")}
+    )
+    rounds = [
+        {name: training(splits, one, models) for name, one in arms.items()} for _ in range(ROUNDS)
+    ]  # in turn, so that no arm has the quiet minute
     best = {name: min(r[name] for r in rounds) for name in arms}
-    save("molma", {"iterations": ITERATIONS, "seconds": best, "ratio_to_so_help": {name: s / best["so_help"] for name, s in best.items()},
-                    "all_seconds": {name: [r[name] for r in rounds] for name in arms}, "printed": 64204.30 / 34128.23})
+    save(
+        "molma",
+        {
+            "iterations": ITERATIONS,
+            "seconds": best,
+            "ratio_to_so_help": {name: s / best["so_help"] for name, s in best.items()},
+            "all_seconds": {name: [r[name] for r in rounds] for name in arms},
+            "printed": 64204.30 / 34128.23,
+        },
+    )
 
 
 if __name__ == "__main__":

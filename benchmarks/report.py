@@ -24,68 +24,131 @@ def on(machine: dict) -> str:
 def speed_section(d: dict) -> str:
     """Epochs and time to reward."""
     race, goal = d["race"], d["to_reward"]
-    rows = [[name, f"{race['seconds_per_epoch'][name]:.2f}", f"{race['ratio_to_maskable'][name]:.2f}×",
-             ", ".join(f"{value:.2f}" for value in race["all_seconds"][name])] for name in race["seconds_per_epoch"]]
-    reached = [[name, "not reached" if at is None else f"{at:.2f}", "–" if at is None else f"{goal['speed_up'][name]:.1f}×", str(len(goal["curves"][name]) - 1),
-                f"{max(reward for _, reward in goal['curves'][name]):.4f}"] for name, at in goal["seconds_to_goal"].items()]
-    return "\n\n".join([
-        "## Speed", on(d["machine"]),
-        f"One outer epoch: a rollout of {race['states']:,} states and {race['updates']} updates of both networks, "
-        f"mini-batch 32, no weights to learn, γ = 0.",
-        table(["", "s per epoch (best)", "against MaskablePPO", "all rounds"], rows),
-        f"Seconds of training until dev's average reward reaches the best that MaskablePPO reached ({goal['goal']:.4f}).",
-        table(["", "s", "against MaskablePPO", "looks", "best reward seen"], reached),
-        f"One seed of the `quick` profile, from features to metrics: {d['quick_run']['seconds']:.1f} s, of which environments {d['quick_run']['seconds_environment']:.1f} s."])
+    rows = [
+        [
+            name,
+            f"{race['seconds_per_epoch'][name]:.2f}",
+            f"{race['ratio_to_maskable'][name]:.2f}×",
+            ", ".join(f"{value:.2f}" for value in race["all_seconds"][name]),
+        ]
+        for name in race["seconds_per_epoch"]
+    ]
+    reached = [
+        [
+            name,
+            "not reached" if at is None else f"{at:.2f}",
+            "–" if at is None else f"{goal['speed_up'][name]:.1f}×",
+            str(len(goal["curves"][name]) - 1),
+            f"{max(reward for _, reward in goal['curves'][name]):.4f}",
+        ]
+        for name, at in goal["seconds_to_goal"].items()
+    ]
+    return "\n\n".join(
+        [
+            "## Speed",
+            on(d["machine"]),
+            f"One outer epoch: a rollout of {race['states']:,} states and {race['updates']} updates of both networks, "
+            f"mini-batch 32, no weights to learn, γ = 0.",
+            table(["", "s per epoch (best)", "against MaskablePPO", "all rounds"], rows),
+            f"Seconds of training until dev's average reward reaches the best that MaskablePPO reached ({goal['goal']:.4f}).",
+            table(["", "s", "against MaskablePPO", "looks", "best reward seen"], reached),
+            f"One seed of the `quick` profile, from features to metrics: {d['quick_run']['seconds']:.1f} s, of which environments {d['quick_run']['seconds_environment']:.1f} s.",
+        ]
+    )
 
 
 def roofline_section(d: dict) -> str:
     """The least time of an update, the share of it that is reached, and what is missing by part."""
     ms, rate, shape = lambda s: f"{1e3 * s:.2f}", d["rate"], d["shape"]
-    rows = [[name, ms(part["least"]), ms(part["measured"]), ms(part["measured"] - part["least"]),
-             f"{100 * (part['measured'] - part['least']) / d['whole']:.0f} %"] for name, part in d["parts"].items()]
-    rows.append(["update", ms(d["least"]), ms(d["whole"]), ms(d["whole"] - d["least"]),
-                 f"{100 * (1 - d['share']):.0f} %"])
+    rows = [
+        [
+            name,
+            ms(part["least"]),
+            ms(part["measured"]),
+            ms(part["measured"] - part["least"]),
+            f"{100 * (part['measured'] - part['least']) / d['whole']:.0f} %",
+        ]
+        for name, part in d["parts"].items()
+    ]
+    rows.append(
+        ["update", ms(d["least"]), ms(d["whole"]), ms(d["whole"] - d["least"]), f"{100 * (1 - d['share']):.0f} %"]
+    )
     reached = d["flops"] / d["parts"]["products"]["measured"]
-    return "\n\n".join([
-        "## Roofline", on(d["machine"]),
-        f"One update in closed form, a run of its own: {shape['batch']} states of {shape['features']} features, "
-        f"{shape['candidates']} candidates of width {shape['width']}, {shape['hidden']} hidden units in each network. "
-        f"It has {d['flops'] / 1e6:.0f} Mflop, moves {d['near_bytes'] / 1e6:.1f} MB of parameters, gradients and "
-        f"moments and reads {d['far_bytes'] / 1e6:.1f} MB of data. In the same run a 1024×1024 product reached "
-        f"{rate['rate'] / 1e9:.0f} Gflop/s, a triad or copy {rate['near'] / 1e9:.0f} GB/s at the parameters' size and "
-        f"{rate['far'] / 1e9:.0f} GB/s in memory: **{ms(d['least'])} ms** at least. Processor time of the best of "
-        f"{len(d['all_whole'])} epochs: **{ms(d['whole'])} ms**, **{100 * d['share']:.0f} %** of the roofline "
-        f"({'reached' if d['share'] >= 0.6 else 'missed'}: 60 %); all epochs: {', '.join(map(ms, d['all_whole']))} ms; "
-        f"wall-clock time was at most {d['wall_over_cpu']:.2f} times processor time.",
-        table(["part", "least, ms", "measured, ms", "missing, ms", "of the update"], rows),
-        f"Parts are timed alone, less what the same calls take on tensors of width 2; an update of width 2 is "
-        f"*Python and dispatch*. *Not in the parts* is what an update takes beyond their sum: caches that the parts "
-        f"leave cold for each other, shuffling. The products alone ran at {reached / 1e9:.0f} Gflop/s. "
-        f"Of the matrix-multiply rate the update reaches {100 * d['flops'] / d['whole'] / rate['rate']:.0f} %; at the "
-        f"roofline it would be {100 * d['flops'] / d['least'] / rate['rate']:.0f} %."])
+    return "\n\n".join(
+        [
+            "## Roofline",
+            on(d["machine"]),
+            f"One update in closed form, a run of its own: {shape['batch']} states of {shape['features']} features, "
+            f"{shape['candidates']} candidates of width {shape['width']}, {shape['hidden']} hidden units in each network. "
+            f"It has {d['flops'] / 1e6:.0f} Mflop, moves {d['near_bytes'] / 1e6:.1f} MB of parameters, gradients and "
+            f"moments and reads {d['far_bytes'] / 1e6:.1f} MB of data. In the same run a 1024×1024 product reached "
+            f"{rate['rate'] / 1e9:.0f} Gflop/s, a triad or copy {rate['near'] / 1e9:.0f} GB/s at the parameters' size and "
+            f"{rate['far'] / 1e9:.0f} GB/s in memory: **{ms(d['least'])} ms** at least. Processor time of the best of "
+            f"{len(d['all_whole'])} epochs: **{ms(d['whole'])} ms**, **{100 * d['share']:.0f} %** of the roofline "
+            f"({'reached' if d['share'] >= 0.6 else 'missed'}: 60 %); all epochs: {', '.join(map(ms, d['all_whole']))} ms; "
+            f"wall-clock time was at most {d['wall_over_cpu']:.2f} times processor time.",
+            table(["part", "least, ms", "measured, ms", "missing, ms", "of the update"], rows),
+            f"Parts are timed alone, less what the same calls take on tensors of width 2; an update of width 2 is "
+            f"*Python and dispatch*. *Not in the parts* is what an update takes beyond their sum: caches that the parts "
+            f"leave cold for each other, shuffling. The products alone ran at {reached / 1e9:.0f} Gflop/s. "
+            f"Of the matrix-multiply rate the update reaches {100 * d['flops'] / d['whole'] / rate['rate']:.0f} %; at the "
+            f"roofline it would be {100 * d['flops'] / d['least'] / rate['rate']:.0f} %.",
+        ]
+    )
 
 
 def scale_section(d: dict) -> str:
     """Time and memory against the number of states."""
     names = list(d["rows"][0]["steps"])
-    rows = [[f"{row['states']:,}", f"{row['pool']:,}", *(f"{row['steps'][name]['seconds']:.2f}" for name in names),
-             f"{max(step['peak_mb'] for step in row['steps'].values()) / 1e3:.2f}"] for row in d["rows"]]
-    return "\n\n".join(["## Scale", on(d["machine"]), f"Synthetic features, {d['rows'][0]['candidates']} candidates a state; seconds of each step for all four splits, and the peak memory of the whole process.",
-                        table(["training states", "pool", *names, "peak GB"], rows), "![time and memory against states](scale.png)"])
+    rows = [
+        [
+            f"{row['states']:,}",
+            f"{row['pool']:,}",
+            *(f"{row['steps'][name]['seconds']:.2f}" for name in names),
+            f"{max(step['peak_mb'] for step in row['steps'].values()) / 1e3:.2f}",
+        ]
+        for row in d["rows"]
+    ]
+    return "\n\n".join(
+        [
+            "## Scale",
+            on(d["machine"]),
+            f"Synthetic features, {d['rows'][0]['candidates']} candidates a state; seconds of each step for all four splits, and the peak memory of the whole process.",
+            table(["training states", "pool", *names, "peak GB"], rows),
+            "![time and memory against states](scale.png)",
+        ]
+    )
 
 
 def encoding_section(d: dict) -> str:
     """The encoder in three precisions."""
-    rows = [[name, f"{row['texts_per_second']:.0f}", f"{row['ratio']:.2f}×", f"{row['least_cosine']:.4f}", f"{row['mean_cosine']:.4f}"] for name, row in d["rows"].items()]
-    return "\n\n".join(["## Encoding", on(d["machine"]), f"all-MiniLM-L6-v2 on {d['texts']} texts of the tutorial.",
-                        table(["", "texts per second", "against fp32", "least cosine to fp32", "mean cosine"], rows)])
+    rows = [
+        [
+            name,
+            f"{row['texts_per_second']:.0f}",
+            f"{row['ratio']:.2f}×",
+            f"{row['least_cosine']:.4f}",
+            f"{row['mean_cosine']:.4f}",
+        ]
+        for name, row in d["rows"].items()
+    ]
+    return "\n\n".join(
+        [
+            "## Encoding",
+            on(d["machine"]),
+            f"all-MiniLM-L6-v2 on {d['texts']} texts of the tutorial.",
+            table(["", "texts per second", "against fp32", "least cosine to fp32", "mean cosine"], rows),
+        ]
+    )
 
 
 def scale_png(d: dict) -> bytes:
     """Time and memory over states, both axes logarithmic, with a line of slope 1."""
     import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+
     states = [row["states"] for row in d["rows"]]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), dpi=90, layout="constrained")
     for name in d["rows"][0]["steps"]:
@@ -106,18 +169,41 @@ def scale_png(d: dict) -> bytes:
 
 def molma_section(d: dict) -> str:
     """A gradient per objective, and what is done with it."""
-    rows = [[name, f"{s:.2f}", f"{d['ratio_to_so_help'][name]:.2f}×", ", ".join(f"{one:.2f}" for one in d["all_seconds"][name])] for name, s in d["seconds"].items()]
-    return "\n\n".join(["## MOLMA", on(d["machine"]), f"{d['iterations']} iterations of 64 prompts in 8 mini-batches, rollouts included. Seed 003's Table 3 prints {d['printed']:.2f}× for MOLMA.",
-                        table(["", "s (best)", "against SOhelp", "all rounds"], rows)])
+    rows = [
+        [
+            name,
+            f"{s:.2f}",
+            f"{d['ratio_to_so_help'][name]:.2f}×",
+            ", ".join(f"{one:.2f}" for one in d["all_seconds"][name]),
+        ]
+        for name, s in d["seconds"].items()
+    ]
+    return "\n\n".join(
+        [
+            "## MOLMA",
+            on(d["machine"]),
+            f"{d['iterations']} iterations of 64 prompts in 8 mini-batches, rollouts included. Seed 003's Table 3 prints {d['printed']:.2f}× for MOLMA.",
+            table(["", "s (best)", "against SOhelp", "all rounds"], rows),
+        ]
+    )
 
 
-SECTIONS = {"speed": speed_section, "roofline": roofline_section, "scale": scale_section,
-            "encoding": encoding_section, "molma": molma_section}
+SECTIONS = {
+    "speed": speed_section,
+    "roofline": roofline_section,
+    "scale": scale_section,
+    "encoding": encoding_section,
+    "molma": molma_section,
+}
 
 
 def results_text() -> str:
     """RESULTS.md: a section for every file of results."""
-    read = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in SECTIONS if (RESULTS / f"{name}.json").exists()}
+    read = {
+        name: json.loads((RESULTS / f"{name}.json").read_text())
+        for name in SECTIONS
+        if (RESULTS / f"{name}.json").exists()
+    }
     head = "# Benchmarks\n\nWritten by `python benchmarks/report.py` from `benchmarks/results/`; how the figures came about and what was tried: [NOTES.md](NOTES.md)."
     return "\n\n".join([head, *(SECTIONS[name](figures) for name, figures in read.items())]) + "\n"
 

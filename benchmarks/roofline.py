@@ -67,22 +67,26 @@ def forward(s: Shape, cache: int) -> list[Step]:
     """Gather and the products up to the logits; a gathered copy moves only if it is larger than the cache."""
     b, d, a, n, h = s.batch, s.features, s.width, s.candidates, s.hidden
     copy = spilled(b * n * a * FLOAT, cache)
-    return [Step("gather", "gather", near=copy, far=b * (n * a + d + a) * FLOAT),
-            Step("first layers", "products", 2 * b * d * 2 * h, d * 2 * h * FLOAT),
-            Step("policy's output", "products", 2 * b * h * a, h * a * FLOAT),
-            Step("critic's output", "products", 2 * b * h, h * FLOAT),
-            Step("logits", "products", 2 * b * n * a, copy)]
+    return [
+        Step("gather", "gather", near=copy, far=b * (n * a + d + a) * FLOAT),
+        Step("first layers", "products", 2 * b * d * 2 * h, d * 2 * h * FLOAT),
+        Step("policy's output", "products", 2 * b * h * a, h * a * FLOAT),
+        Step("critic's output", "products", 2 * b * h, h * FLOAT),
+        Step("logits", "products", 2 * b * n * a, copy),
+    ]
 
 
 def backward(s: Shape, cache: int) -> list[Step]:
     """The products from the logits' gradient to the parameters'; there is none with respect to the input."""
     b, d, a, n, h = s.batch, s.features, s.width, s.candidates, s.hidden
-    return [Step("gradient of the policy's output", "products", 2 * b * n * a, spilled(b * n * a * FLOAT, cache)),
-            Step("critic's hidden units", "products", 2 * b * h, h * FLOAT),
-            Step("critic's output weights", "products", 2 * b * h, h * FLOAT),
-            Step("policy's output weights", "products", 2 * b * h * a, h * a * FLOAT),
-            Step("policy's hidden units", "products", 2 * b * h * a, h * a * FLOAT),
-            Step("first layers' weights", "products", 2 * b * d * 2 * h, d * 2 * h * FLOAT)]
+    return [
+        Step("gradient of the policy's output", "products", 2 * b * n * a, spilled(b * n * a * FLOAT, cache)),
+        Step("critic's hidden units", "products", 2 * b * h, h * FLOAT),
+        Step("critic's output weights", "products", 2 * b * h, h * FLOAT),
+        Step("policy's output weights", "products", 2 * b * h * a, h * a * FLOAT),
+        Step("policy's hidden units", "products", 2 * b * h * a, h * a * FLOAT),
+        Step("first layers' weights", "products", 2 * b * d * 2 * h, d * 2 * h * FLOAT),
+    ]
 
 
 def adam(s: Shape) -> Step:
@@ -124,8 +128,13 @@ def narrow(env: Env) -> Env:
     cut = ("cand", "reward", "p_harm", "p_grade", "unsafe", "allowed", "good", "similarity", "kind")
     slots = {name: getattr(env, name)[:, :2].contiguous() for name in cut} | {"gold": torch.full_like(env.gold, -1)}
     slots["allowed"] = torch.ones_like(slots["allowed"])
-    return replace(env, x=env.x[:, :2].contiguous(), anchor=env.anchor[:, :2].contiguous(),
-                   pool=env.pool[:, :2].contiguous(), **slots)
+    return replace(
+        env,
+        x=env.x[:, :2].contiguous(),
+        anchor=env.anchor[:, :2].contiguous(),
+        pool=env.pool[:, :2].contiguous(),
+        **slots,
+    )
 
 
 def narrow_learner(splits: Splits, config: PPOConfig) -> PPO:
@@ -139,21 +148,27 @@ def part_works(learner: PPO, roll: Rollout) -> dict[str, Callable[[], object]]:
     env, policy, config = learner.env, learner.policy, learner.config
     w, g = learner.optimiser.weights, learner.optimiser.gradients
     order = torch.randperm(len(roll.states))[: len(roll.states) // config.minibatch * config.minibatch]
-    batches = [[v[o][None] for v in (roll.states, roll.returns, roll.actions, roll.logp_old, roll.advantage)]
-               for o in order.split(config.minibatch)]
+    batches = [
+        [v[o][None] for v in (roll.states, roll.returns, roll.actions, roll.logp_old, roll.advantage)]
+        for o in order.split(config.minibatch)
+    ]
     turn = {"gather": 0}
 
     def gather() -> tuple[Tensor, ...]:
         s = batches[turn["gather"] % len(batches)][0]
         turn["gather"] += 1
-        return (F.embedding(s, env.x), F.embedding(s, env.anchor),
-                F.embedding(env.cand[s.flatten()], env.pool), env.allowed[s])
+        return (
+            F.embedding(s, env.x),
+            F.embedding(s, env.anchor),
+            F.embedding(env.cand[s.flatten()], env.pool),
+            env.allowed[s],
+        )
 
     x, anchor, candidates, allowed = gather()
     _, returns, *batch = batches[0]
     hidden = torch.baddbmm(w.b1, x, w.w1.mT)
-    out = torch.baddbmm(w.actor[1], hidden[..., :w.split], w.actor[0].mT)
-    value = torch.baddbmm(w.critic[1], hidden[..., w.split:], w.critic[0].mT)
+    out = torch.baddbmm(w.actor[1], hidden[..., : w.split], w.actor[0].mT)
+    value = torch.baddbmm(w.critic[1], hidden[..., w.split :], w.critic[0].mT)
     v, dvalue, kappa = F.normalize(out, dim=-1), value - returns, policy.scorer.kappa
     logits = torch.bmm(v.view(-1, 1, v.shape[-1]), candidates.mT)
     dz, dh = torch.softmax(logits, -1), torch.randn_like(hidden)
@@ -161,7 +176,7 @@ def part_works(learner: PPO, roll: Rollout) -> dict[str, Callable[[], object]]:
     back = [torch.bmm(dv, w.actor[0]), torch.bmm(dvalue, w.critic[0])]
 
     def products() -> None:
-        mine, theirs = hidden[..., :w.split], hidden[..., w.split:]
+        mine, theirs = hidden[..., : w.split], hidden[..., w.split :]
         torch.baddbmm(w.b1, x, w.w1.mT)
         torch.baddbmm(w.critic[1], theirs, w.critic[0].mT)
         torch.baddbmm(w.actor[1], mine, w.actor[0].mT)
@@ -191,11 +206,17 @@ def part_works(learner: PPO, roll: Rollout) -> dict[str, Callable[[], object]]:
     return dict(zip(PARTS, (products, learner.optimiser.step, gather, elementwise), strict=True))
 
 
-def balance(steps: Sequence[Step], m: Machine, parts: dict, narrow_parts: dict,
-            whole: float, narrow_whole: float) -> dict:
+def balance(
+    steps: Sequence[Step], m: Machine, parts: dict, narrow_parts: dict, whole: float, narrow_whole: float
+) -> dict:
     """Least and measured seconds of every part of an update; dispatch is a row of its own."""
-    rows = {name: {"least": least([step for step in steps if step.part == name], m),
-                   "measured": parts[name] - narrow_parts[name]} for name in PARTS}
+    rows = {
+        name: {
+            "least": least([step for step in steps if step.part == name], m),
+            "measured": parts[name] - narrow_parts[name],
+        }
+        for name in PARTS
+    }
     rows["Python and dispatch"] = {"least": 0.0, "measured": narrow_whole}
     rest = whole - sum(row["measured"] for row in rows.values())
     return rows | {"not in the parts": {"least": 0.0, "measured": rest}}
@@ -222,8 +243,16 @@ def roofline(splits: Splits, config: PPOConfig, rounds: int, repeats: int = 160)
     m = Machine(*(max(getattr(one, name) for one in machines) for name in ("rate", "near", "far", "cache")))
     steps, whole = update_steps(shape, m.cache), best["full", "whole"]
     parts, narrow_parts = ({name: best[which, name] for name in PARTS} for which in ("full", "narrow"))
-    return {"shape": vars(shape), "rate": vars(m), "flops": sum(step.flops for step in steps), "least": least(steps, m),
-            "near_bytes": sum(step.near for step in steps), "far_bytes": sum(step.far for step in steps),
-            "whole": whole, "all_whole": times["full", "whole"], "share": least(steps, m) / whole,
-            "wall_over_cpu": max(walls),
-            "parts": balance(steps, m, parts, narrow_parts, whole, best["narrow", "whole"])}
+    return {
+        "shape": vars(shape),
+        "rate": vars(m),
+        "flops": sum(step.flops for step in steps),
+        "least": least(steps, m),
+        "near_bytes": sum(step.near for step in steps),
+        "far_bytes": sum(step.far for step in steps),
+        "whole": whole,
+        "all_whole": times["full", "whole"],
+        "share": least(steps, m) / whole,
+        "wall_over_cpu": max(walls),
+        "parts": balance(steps, m, parts, narrow_parts, whole, best["narrow", "whole"]),
+    }

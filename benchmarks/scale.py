@@ -34,13 +34,31 @@ def synthetic_features(states: int, seed: int = 0) -> Features:
     topics = torch.randn(m // 20 + 1, 384, generator=g)
     near = lambda rows, spread: normalize(topics[rows] + spread * torch.randn(len(rows), 384, generator=g), dim=1)
     topic = dialogue % len(topics)
-    pool = torch.cat([near(topic, 1.0), near(torch.randint(len(topics), (RISKY,), generator=g), 1.5), near(torch.zeros(REFUSALS).long(), 3.0)])
+    pool = torch.cat(
+        [
+            near(topic, 1.0),
+            near(torch.randint(len(topics), (RISKY,), generator=g), 1.5),
+            near(torch.zeros(REFUSALS).long(), 3.0),
+        ]
+    )
     kind = torch.cat([torch.full((m,), REFERENCE), torch.full((RISKY,), UNSAFE), torch.full((REFUSALS,), REFUSAL)])
     harm = torch.where(kind == UNSAFE, 0.5, 0.02) * torch.rand(len(pool), generator=g) * 2
     empty = Ragged(np.zeros(0, np.uint16), np.zeros(len(pool) + 1, np.int64))
-    return Features(query=near(topic, 0.8), knowledge=near(topic, 0.8), dialogue=dialogue, turn=torch.arange(m) % 4, source=torch.zeros(m).long(), pool=pool, kind=kind,
-                    owner=torch.cat([torch.arange(m), torch.full((RISKY + REFUSALS,), -1)]), p_harm={"tox_block": harm, "tcc": harm.sqrt().clamp(max=1)},
-                    unsafe_label=kind == UNSAFE, tokens={"pool": empty}, card={}, sha256="synthetic")
+    return Features(
+        query=near(topic, 0.8),
+        knowledge=near(topic, 0.8),
+        dialogue=dialogue,
+        turn=torch.arange(m) % 4,
+        source=torch.zeros(m).long(),
+        pool=pool,
+        kind=kind,
+        owner=torch.cat([torch.arange(m), torch.full((RISKY + REFUSALS,), -1)]),
+        p_harm={"tox_block": harm, "tcc": harm.sqrt().clamp(max=1)},
+        unsafe_label=kind == UNSAFE,
+        tokens={"pool": empty},
+        card={},
+        sha256="synthetic",
+    )
 
 
 def measure(states: int) -> dict:
@@ -70,7 +88,9 @@ def main() -> None:
         return print(json.dumps(measure(options.one)))
     rows = []
     for size in options.sizes:
-        done = subprocess.run([sys.executable, __file__, "--one", str(size)], check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, __file__, "--one", str(size)], check=True, capture_output=True, text=True
+        )
         rows.append(json.loads(done.stdout))
         print(rows[-1], flush=True)
     save("scale", {"rows": rows})

@@ -49,16 +49,24 @@ def maskable_epoch(env: Env, config: PPOConfig) -> tuple[Callable[[], object], o
 
 def race(splits: Splits, rounds: int) -> dict:
     """Best seconds per outer epoch of each contestant, and all of them."""
-    contestants = {"closed form": epoch_of(splits, BANDIT), "autograd": epoch_of(splits, replace(BANDIT, gradient="autograd")),
-                   "MaskablePPO": maskable_epoch(splits.train, BANDIT)[0]}
+    contestants = {
+        "closed form": epoch_of(splits, BANDIT),
+        "autograd": epoch_of(splits, replace(BANDIT, gradient="autograd")),
+        "MaskablePPO": maskable_epoch(splits.train, BANDIT)[0],
+    }
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, work in contestants.items():
             times[name].append(seconds(work))
     best = {name: min(values) for name, values in times.items()}
-    return {"states": len(splits.train), "updates": BANDIT.inner_epochs * -(-len(splits.train) // BANDIT.minibatch),
-            "gflop": flops(splits.train, BANDIT) / 1e9, "seconds_per_epoch": best, "all_seconds": times,
-            "ratio_to_maskable": {name: best["MaskablePPO"] / value for name, value in best.items()}}
+    return {
+        "states": len(splits.train),
+        "updates": BANDIT.inner_epochs * -(-len(splits.train) // BANDIT.minibatch),
+        "gflop": flops(splits.train, BANDIT) / 1e9,
+        "seconds_per_epoch": best,
+        "all_seconds": times,
+        "ratio_to_maskable": {name: best["MaskablePPO"] / value for name, value in best.items()},
+    }
 
 
 def first_at(goal: float, curve: list[tuple[float, float]]) -> float | None:
@@ -70,7 +78,9 @@ def to_reward(splits: Splits, epochs: int) -> dict:
     """Seconds of training, evaluation not counted, against dev reward."""
     dev = lambda policy: dev_row(all_log_probs(policy, splits.dev_stop), splits.dev_stop)["dev_average_reward"]
     work, model = maskable_epoch(splits.train, BANDIT)
-    actor = lambda env, states, mask=None: torch.where(env.allowed[states], model.policy.actor(env, states), -1e9).log_softmax(1)
+    actor = lambda env, states, mask=None: torch.where(
+        env.allowed[states], model.policy.actor(env, states), -1e9
+    ).log_softmax(1)
     curves: dict[str, list[tuple[float, float]]] = {"MaskablePPO": [(0.0, dev(actor))]}
     for _ in range(epochs):
         curves["MaskablePPO"].append((curves["MaskablePPO"][-1][0] + seconds(work), dev(actor)))
@@ -78,11 +88,18 @@ def to_reward(splits: Splits, epochs: int) -> dict:
     for name, config in {"PPO, bandit": BANDIT, "PPO, exact advantage": replace(BANDIT, advantage="exact")}.items():
         learner, curve = PPO(splits, config, 0), [(0.0, curves["MaskablePPO"][0][1])]
         while len(curve) <= epochs and curve[-1][1] < goal:
-            curve.append((curve[-1][0] + seconds(lambda learner=learner: learner.improve(learner.sample())), dev(learner.policy)))
+            curve.append(
+                (curve[-1][0] + seconds(lambda learner=learner: learner.improve(learner.sample())), dev(learner.policy))
+            )
         curves[name] = curve
     curves["exact gradient"] = exact_curve(splits, goal)
     reached = {name: first_at(goal, curve) for name, curve in curves.items()}
-    return {"goal": goal, "curves": curves, "seconds_to_goal": reached, "speed_up": {name: reached["MaskablePPO"] / at if at else None for name, at in reached.items()}}
+    return {
+        "goal": goal,
+        "curves": curves,
+        "seconds_to_goal": reached,
+        "speed_up": {name: reached["MaskablePPO"] / at if at else None for name, at in reached.items()},
+    }
 
 
 def exact_curve(splits: Splits, goal: float) -> list[tuple[float, float]]:
@@ -98,7 +115,9 @@ def exact_curve(splits: Splits, goal: float) -> list[tuple[float, float]]:
             raise Reached
 
     learner = PPO(splits, BANDIT, 0)
-    resting = min(seconds(lambda: dev_row(all_log_probs(learner.policy, splits.dev_stop), splits.dev_stop)) for _ in range(3))
+    resting = min(
+        seconds(lambda: dev_row(all_log_probs(learner.policy, splits.dev_stop), splits.dev_stop)) for _ in range(3)
+    )
     clock = time.perf_counter()
     try:
         train(splits, ExactConfig(epochs=40, patience=40, inner_epochs=1, dialogues_per_epoch=340), 0, look)
@@ -127,8 +146,14 @@ def main() -> None:
     all_log_probs(PPO(splits, BANDIT, 0).policy, splits.dev_stop)
     save("roofline", roofline(splits, BANDIT, options.rounds))
     if options.only is None:
-        save("speed", {"race": race(splits, options.rounds), "to_reward": to_reward(splits, options.epochs),
-                       "quick_run": whole_run(features)})
+        save(
+            "speed",
+            {
+                "race": race(splits, options.rounds),
+                "to_reward": to_reward(splits, options.epochs),
+                "quick_run": whole_run(features),
+            },
+        )
 
 
 if __name__ == "__main__":

@@ -37,10 +37,38 @@ from .core.config import nearest
 from .methods.rows import all_methods, method
 from .papers.molma import write_molma
 from .show.report import write_report
-from .runs.runner import (PROFILES, Outcome, Run, check_writable, cost, data_argument, default_outputs, features_path, grid, job_path, pick_device,
-                            profile_folder, run_from, run_grid, run_once)
-from .papers.tables import (Cell, Table, caption, compare, compare_table, comparison_note, per_seed, published_runs, read_runs, refresh, shown_tables, summary_line,
-                            write_tables)
+from dualppo.runs.runner import (
+    PROFILES,
+    Outcome,
+    Run,
+    check_writable,
+    cost,
+    data_argument,
+    default_outputs,
+    features_path,
+    grid,
+    job_path,
+    pick_device,
+    profile_folder,
+    run_from,
+    run_grid,
+    run_once,
+)
+from dualppo.papers.tables import (
+    Cell,
+    Table,
+    caption,
+    compare,
+    compare_table,
+    comparison_note,
+    per_seed,
+    published_runs,
+    read_runs,
+    refresh,
+    shown_tables,
+    summary_line,
+    write_tables,
+)
 from .runs.workflow import Config, check_engine, run_workflow
 
 # %% ../nbs/workshop/43_cli.ipynb #36134285
@@ -52,13 +80,19 @@ class Reproduce:
     OUTPUTS/notebooks (one executed notebook per run), OUTPUTS/tables, OUTPUTS/figures.
     """
 
-    paper: Literal["dual_ppo", "molma"] = "dual_ppo"  # whose tables: learned reward weighting (seed 000), or MOLMA (seed 003)
-    profile: Literal["smoke", "quick", "paper", "molma"] | None = None  # smoke: about a minute; quick (default): 3 seeds, 12 short epochs; paper: 12 or 20 seeds, 50 epochs; molma (default of that paper): 10 seeds
+    paper: Literal["dual_ppo", "molma"] = (
+        "dual_ppo"  # whose tables: learned reward weighting (seed 000), or MOLMA (seed 003)
+    )
+    profile: Literal["smoke", "quick", "paper", "molma"] | None = (
+        None  # smoke: about a minute; quick (default): 3 seeds, 12 short epochs; paper: 12 or 20 seeds, 50 epochs; molma (default of that paper): 10 seeds
+    )
     outputs: Path | None = None  # where results go; default: outputs/local
     data: str = "auto"  # embedded, wow (official archive), chitchat, a features file, or dialogue files; auto: wow if cached, else embedded
     download: bool = False  # fetch the official Wizard of Wikipedia archive if it is not cached
     workers: str = "auto"  # runs at a time; auto: one per core, on a cluster what its profile says
-    engine: Literal["local", "snakemake", "slurm"] = "local"  # who runs the jobs; snakemake and slurm (a cluster) need the extra `workflow`
+    engine: Literal["local", "snakemake", "slurm"] = (
+        "local"  # who runs the jobs; snakemake and slurm (a cluster) need the extra `workflow`
+    )
     device: str = "auto"  # a GPU where there is one; cpu, cuda or cuda:1
     methods: tuple[str, ...] = ()  # only these methods (see `dualppo methods`)
     settings: tuple[str, ...] = ()  # only these settings: clean, stress
@@ -98,7 +132,9 @@ class Study:
 
     name: tyro.conf.Positional[str]  # which study
     outputs: Path | None = None  # where results go; default: outputs/local
-    data: str = "auto"  # embedded, wow, chitchat, a features file, or dialogue files; auto: wow if cached, else embedded
+    data: str = (
+        "auto"  # embedded, wow, chitchat, a features file, or dialogue files; auto: wow if cached, else embedded
+    )
     workers: str = "auto"  # runs at a time; auto: one per core
     device: str = "auto"  # a GPU where there is one; cpu, cuda or cuda:1
     notebooks: bool = False  # keep one executed notebook per run
@@ -141,9 +177,15 @@ class Data:
     command: Annotated[Build, tyro.conf.subcommand("build")] | Annotated[Verify, tyro.conf.subcommand("verify")]
 
 
-Command = (Annotated[Reproduce, tyro.conf.subcommand("reproduce")] | Annotated[Train, tyro.conf.subcommand("train")] | Annotated[Tables, tyro.conf.subcommand("tables")]
-           | Annotated[Study, tyro.conf.subcommand("study")] | Annotated[Report, tyro.conf.subcommand("report")]
-           | Annotated[Methods, tyro.conf.subcommand("methods")] | Annotated[Data, tyro.conf.subcommand("data")])
+Command = (
+    Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Tables, tyro.conf.subcommand("tables")]
+    | Annotated[Study, tyro.conf.subcommand("study")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Methods, tyro.conf.subcommand("methods")]
+    | Annotated[Data, tyro.conf.subcommand("data")]
+)
 
 # %% ../nbs/workshop/43_cli.ipynb #4d69ceb1
 def default_published() -> Path | None:
@@ -193,7 +235,9 @@ def reproduce(args: Reproduce, console: Console) -> int:
         outcomes = show_grid(runs, outputs, workers, args.notebooks, texts, folder, published, console)
     else:
         config = Config(profile, str(outputs), data, args.device, tuple(chosen), settings, 0, args.notebooks, texts)
-        outcomes = run_workflow(config, args.engine, None if args.engine == "slurm" and args.workers == "auto" else workers)
+        outcomes = run_workflow(
+            config, args.engine, None if args.engine == "slurm" and args.workers == "auto" else workers
+        )
     console.print(count_line(outcomes))
     failed = [o for o in outcomes if o.status == "failed"]
     if len(failed) < len(outcomes):
@@ -202,11 +246,30 @@ def reproduce(args: Reproduce, console: Console) -> int:
     return 1 if failed else 0
 
 # %% ../nbs/workshop/43_cli.ipynb #cb3c16d1
-def show_grid(runs: Sequence[Run], outputs: Path, workers: int, notebooks: bool, texts: str, folder: str, published: Path | None, console: Console) -> list[Outcome]:
+def show_grid(
+    runs: Sequence[Run],
+    outputs: Path,
+    workers: int,
+    notebooks: bool,
+    texts: str,
+    folder: str,
+    published: Path | None,
+    console: Console,
+) -> list[Outcome]:
     "Run the grid under a progress bar that says what runs and about how long it will take."
     total, running = sum(cost(run) for run in runs), []
-    bar = Progress(SpinnerColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}", style="dim"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn(),
-                   TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.description}"), console=console, transient=True)
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}", style="dim"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+        console=console,
+        transient=True,
+    )
     with bar:
         task = bar.add_task("looking for what is missing", total=total)
         names = lambda: bar.update(task, description=", ".join(f"{r.method} ({r.setting})" for r in running))
@@ -234,19 +297,28 @@ def show_grid(runs: Sequence[Run], outputs: Path, workers: int, notebooks: bool,
 def count_line(outcomes: Sequence[Outcome]) -> str:
     "How many runs ended how."
     count = Counter(o.status for o in outcomes)
-    return f"{len(outcomes)} runs: {count['cached']} were there already, {count['done']} done, {count['failed']} failed."
+    return (
+        f"{len(outcomes)} runs: {count['cached']} were there already, {count['done']} done, {count['failed']} failed."
+    )
 
 # %% ../nbs/workshop/43_cli.ipynb #0c897cf4
 def tell(outcome: Outcome, console: Console) -> None:
     "One line about a run that ended."
     sign, style = ("✓", "green") if outcome.status == "done" else ("✗", "red")
-    console.print(Text(f"{sign} {outcome.run.method} ({outcome.run.setting}) {outcome.seconds:.0f} s {outcome.why}", style=style))
+    console.print(
+        Text(f"{sign} {outcome.run.method} ({outcome.run.setting}) {outcome.seconds:.0f} s {outcome.why}", style=style)
+    )
 
 
 def print_failures(failed: Sequence[Outcome], total: int, console: Console) -> None:
     "A summary of what failed and why."
     if failed:
-        console.print(Text(f"{len(failed)} of {total} runs failed; the others are kept, and the same command tries these again:", style="bold red"))
+        console.print(
+            Text(
+                f"{len(failed)} of {total} runs failed; the others are kept, and the same command tries these again:",
+                style="bold red",
+            )
+        )
         for outcome in failed:
             console.print(Text(f"  {outcome.run.method} ({outcome.run.setting}): {outcome.why}", style="red"))
 
@@ -272,7 +344,11 @@ def print_tables(outputs: Path, folder: str, published: Path | None, console: Co
     theirs = published_runs(published, folder)
     for name in shown_tables(records):
         frame = compare(theirs, records, name)
-        for part in [frame] if console.width >= WIDE else [frame[frame.metric == metric] for metric in dict.fromkeys(frame.metric)]:
+        for part in (
+            [frame]
+            if console.width >= WIDE
+            else [frame[frame.metric == metric] for metric in dict.fromkeys(frame.metric)]
+        ):
             for setting in dict.fromkeys(part.setting):
                 console.print(rich_table(compare_table(part, name, "", setting)))
         console.print(summary_line(frame))
@@ -313,7 +389,11 @@ def train_parser(name: str) -> type:
 
 def train_overrides(argv: Sequence[str], config: object, env: object) -> dict[str, object]:
     "The parameters that were given as flags (even if they equal the method's own value: a profile may have another)."
-    given = {word.partition("=")[0].removeprefix("--no-").removeprefix("--").replace("-", "_") for word in argv if word.startswith("--")}
+    given = {
+        word.partition("=")[0].removeprefix("--no-").removeprefix("--").replace("-", "_")
+        for word in argv
+        if word.startswith("--")
+    }
     return {f.name: getattr(part, f.name) for part in (config, env) for f in fields(part) if f.name in given}
 
 # %% ../nbs/workshop/43_cli.ipynb #81022b5b
@@ -325,9 +405,17 @@ def study(args: Study, console: Console) -> int:
     runs = list(chosen.runs(data, args.device).values())
     labels = {job_path(outputs, run): label for label, run in chosen.runs(data, args.device).items()}
     console.print(Text(chosen.question))
-    outcomes = run_grid(runs, outputs, worker_count(args.workers), args.notebooks, ended=lambda o: console.print(Text(f"{o.status:>7}  {labels[job_path(outputs, o.run)]}")))
+    outcomes = run_grid(
+        runs,
+        outputs,
+        worker_count(args.workers),
+        args.notebooks,
+        ended=lambda o: console.print(Text(f"{o.status:>7}  {labels[job_path(outputs, o.run)]}")),
+    )
     frame = studies.summary(chosen, outputs, data=data)
-    out = RichTable(title=f"{chosen.name} ({chosen.setting}): test, best epoch on dev, mean over seeds", title_justify="left")
+    out = RichTable(
+        title=f"{chosen.name} ({chosen.setting}): test, best epoch on dev, mean over seeds", title_justify="left"
+    )
     for label in ("variant", *frame.columns):
         out.add_column(label)
     for label, row in frame.iterrows():
@@ -350,14 +438,26 @@ def report(args: Report, console: Console) -> int:
 def train(args: Train, more: Mapping[str, object], console: Console) -> int:
     "Train, store, print."
     outputs = args.outputs or default_outputs()
-    values = {"method": args.method, "setting": args.setting, "seeds": args.seeds, "profile": args.profile, "device": args.device}
+    values = {
+        "method": args.method,
+        "setting": args.setting,
+        "seeds": args.seeds,
+        "profile": args.profile,
+        "device": args.device,
+    }
     run_from(values | {"overrides": {**more, **parse_changes(args.set)}})
     pick_device(args.device)
     path = features_path(args.data, report=console.print)
     check_writable(outputs)
     run = run_from(values | {"overrides": {**more, **parse_changes(args.set)}, "data": data_argument(path)})
     with console.status("training") as status:
-        record = run_once(run, outputs, lambda row: status.update(f"seed {row['seed']}, epoch {row['epoch']}: dev average reward {row['dev_average_reward']:.4f}"))
+        record = run_once(
+            run,
+            outputs,
+            lambda row: status.update(
+                f"seed {row['seed']}, epoch {row['epoch']}: dev average reward {row['dev_average_reward']:.4f}"
+            ),
+        )
     shown = per_seed([record]).drop(columns=["method", "title", "setting", "seed"])
     out = RichTable(title=f"{record['title']}, {record['setting']}: exact, on the test split", title_justify="left")
     for label in ("metric", "mean ± 95 % interval over seeds"):
@@ -426,9 +526,20 @@ def parse(argv: Sequence[str]) -> tuple[object, dict[str, object]]:
     own = argv[:1] == ["train"] and len(argv) > 1 and not argv[1].startswith("-")
     target, rest = (train_parser(argv[1]), argv[1:]) if own else (Command, argv)
     prog = f"dualppo train {argv[1]}" if own else "dualppo"
-    parsed, unknown = quietly(lambda: tyro.cli(target, args=rest, prog=prog, return_unknown_args=True, config=(tyro.conf.OmitSubcommandPrefixes,), description=None if own else ABOUT))
+    parsed, unknown = quietly(
+        lambda: tyro.cli(
+            target,
+            args=rest,
+            prog=prog,
+            return_unknown_args=True,
+            config=(tyro.conf.OmitSubcommandPrefixes,),
+            description=None if own else ABOUT,
+        )
+    )
     if flags := [word for word in unknown if word.startswith("-")] or unknown:
-        raise DataError(f"unknown parameter {flags[0]!r}{nearest(flags[0], known_flags(target if own else type(parsed)))}")
+        raise DataError(
+            f"unknown parameter {flags[0]!r}{nearest(flags[0], known_flags(target if own else type(parsed)))}"
+        )
     if own:
         return parsed.run, train_overrides(argv, parsed.config, parsed.env)
     return parsed, more
@@ -439,7 +550,9 @@ def known_flags(target: type) -> list[str]:
     names = []
     for f in fields(target):
         inner = f.default if is_dataclass(f.default) else Train if f.name == "run" else None
-        names += [f"--{n.name.replace('_', '-')}" for n in fields(inner)] if inner else [f"--{f.name.replace('_', '-')}"]
+        names += (
+            [f"--{n.name.replace('_', '-')}" for n in fields(inner)] if inner else [f"--{f.name.replace('_', '-')}"]
+        )
     return names
 
 # %% ../nbs/workshop/43_cli.ipynb #11bd5f5b

@@ -24,14 +24,31 @@ def refused(capsys, *argv) -> str:
     return text
 
 
-@pytest.mark.parametrize("argv, needle", [
-    (("train", "dual_pppo"), "dual_ppo"), (("train", "dual_ppo", "--gama", "1"), "--gamma"), (("train", "dual_ppo", "--gamma", "x"), "--gamma"),
-    (("train", "sft", "--tau-mask", "1.5"), "[0, 1]"), (("train", "sft", "--set", "n=1"), "at least 2"), (("train", "sft", "--set", "famlies=1"), "families"),
-    (("train", "sft", "--set", "n"), "name=value"), (("train", "sft", "--setting", "stres"), "stress"), (("train", "sft", "--device", "cuda:77"), "does not exist"),
-    (("train", "sft", "--device", "gpu"), "unknown device"), (("train", "sft", "--seeds", "0"), "at least 1"), (("train", "sft", "--data", "nowhere"), "no such file"),
-    (("reproduce", "--methods", "sfd"), "sft"), (("reproduce", "--settings", "cleen"), "clean"), (("reproduce", "--profile", "quik"), "quick"), (("reproduce", "--workers", "0"), "workers"),
-    (("reproduce", "--profle", "quick"), "--profile"), (("data", "verify", "nowhere.safetensors"), "no such file"), (("repro",), "reproduce"), ((), "reproduce"),
-])
+@pytest.mark.parametrize(
+    "argv, needle",
+    [
+        (("train", "dual_pppo"), "dual_ppo"),
+        (("train", "dual_ppo", "--gama", "1"), "--gamma"),
+        (("train", "dual_ppo", "--gamma", "x"), "--gamma"),
+        (("train", "sft", "--tau-mask", "1.5"), "[0, 1]"),
+        (("train", "sft", "--set", "n=1"), "at least 2"),
+        (("train", "sft", "--set", "famlies=1"), "families"),
+        (("train", "sft", "--set", "n"), "name=value"),
+        (("train", "sft", "--setting", "stres"), "stress"),
+        (("train", "sft", "--device", "cuda:77"), "does not exist"),
+        (("train", "sft", "--device", "gpu"), "unknown device"),
+        (("train", "sft", "--seeds", "0"), "at least 1"),
+        (("train", "sft", "--data", "nowhere"), "no such file"),
+        (("reproduce", "--methods", "sfd"), "sft"),
+        (("reproduce", "--settings", "cleen"), "clean"),
+        (("reproduce", "--profile", "quik"), "quick"),
+        (("reproduce", "--workers", "0"), "workers"),
+        (("reproduce", "--profle", "quick"), "--profile"),
+        (("data", "verify", "nowhere.safetensors"), "no such file"),
+        (("repro",), "reproduce"),
+        ((), "reproduce"),
+    ],
+)
 def test_bad_input_gets_one_sentence(capsys, tmp_path, monkeypatch, argv, needle):
     monkeypatch.chdir(tmp_path)
     assert needle in refused(capsys, *argv)
@@ -40,7 +57,9 @@ def test_bad_input_gets_one_sentence(capsys, tmp_path, monkeypatch, argv, needle
 
 def test_features_of_another_schema(capsys, tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"not a features file")
-    assert "features file" in refused(capsys, "train", "sft", "--data", tmp_path / "x.safetensors", "--outputs", tmp_path / "o")
+    assert "features file" in refused(
+        capsys, "train", "sft", "--data", tmp_path / "x.safetensors", "--outputs", tmp_path / "o"
+    )
     assert not list((tmp_path / "o").glob("*"))
 
 
@@ -69,11 +88,18 @@ def test_a_disk_that_is_really_full(capsys, tmp_path, toy):
 
 
 def test_train_stores_and_prints(capsys, tmp_path, toy):
-    assert main(["train", "dual_ppo_bandit", *TINY, "--data", str(toy), "--outputs", str(tmp_path), "--set", "n=18"]) == 0
+    assert (
+        main(["train", "dual_ppo_bandit", *TINY, "--data", str(toy), "--outputs", str(tmp_path), "--set", "n=18"]) == 0
+    )
     out = capsys.readouterr().out
     (path,) = tmp_path.rglob("*.json")
     record = read_record(path)
-    assert record["config"]["method"]["hidden"] == 8 and record["config"]["candidates"]["n"] == 18 and "average_reward" in out and path.name in out
+    assert (
+        record["config"]["method"]["hidden"] == 8
+        and record["config"]["candidates"]["n"] == 18
+        and "average_reward" in out
+        and path.name in out
+    )
 
 
 def test_a_flag_beats_the_profile_even_at_its_default():
@@ -82,8 +108,15 @@ def test_a_flag_beats_the_profile_even_at_its_default():
     assert cli.parse(["train", "dual_ppo"])[1] == {}
 
 
-@pytest.mark.parametrize("argv, needle", [
-    (["--help"], "reproduce"), (["reproduce", "--help"], "smoke"), (["train", "dual_ppo", "--help"], "Table 1: PPO clipping ratio"), (["data", "build", "--help"], "jigsaw")])
+@pytest.mark.parametrize(
+    "argv, needle",
+    [
+        (["--help"], "reproduce"),
+        (["reproduce", "--help"], "smoke"),
+        (["train", "dual_ppo", "--help"], "Table 1: PPO clipping ratio"),
+        (["data", "build", "--help"], "jigsaw"),
+    ],
+)
 def test_help_teaches(capsys, argv, needle):
     with pytest.raises(SystemExit) as stop:
         main(argv)
@@ -102,14 +135,33 @@ def test_data_verify(capsys, toy):
 
 
 def test_reproduce_is_resumable_and_quick_the_second_time(capsys, tmp_path, toy, without_processes):
-    argv = ["reproduce", "--profile", "smoke", "--data", str(toy), "--outputs", str(tmp_path), "--methods", "random", "oracle", "--settings", "clean", "--workers", "2", "--no-notebooks"]
+    argv = [
+        "reproduce",
+        "--profile",
+        "smoke",
+        "--data",
+        str(toy),
+        "--outputs",
+        str(tmp_path),
+        "--methods",
+        "random",
+        "oracle",
+        "--settings",
+        "clean",
+        "--workers",
+        "2",
+        "--no-notebooks",
+    ]
     assert main(argv) == 0
     first = capsys.readouterr().out
     assert "2 done" in first and "Table 2" in first and "smoke-toy-" in first
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.json")}
     assert len(stamps) == 2
     assert main(argv) == 0
-    assert "2 were there already" in capsys.readouterr().out and {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.json")} == stamps
+    assert (
+        "2 were there already" in capsys.readouterr().out
+        and {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.json")} == stamps
+    )
     next(iter(stamps)).unlink()
     assert main(argv) == 0
     assert "1 were there already, 1 done" in capsys.readouterr().out
@@ -118,8 +170,28 @@ def test_reproduce_is_resumable_and_quick_the_second_time(capsys, tmp_path, toy,
 
 def test_reproduce_reports_failures_and_exits_1(capsys, tmp_path, toy, monkeypatch):
     real = runner.child_command
-    monkeypatch.setattr(runner, "child_command", lambda run, *rest: [sys.executable, "-c", "raise SystemExit('it broke')"] if run.method == "random" else real(run, *rest))
-    argv = ["reproduce", "--profile", "smoke", "--data", str(toy), "--outputs", str(tmp_path), "--methods", "random", "oracle", "--settings", "clean", "--no-notebooks"]
+    monkeypatch.setattr(
+        runner,
+        "child_command",
+        lambda run, *rest: (
+            [sys.executable, "-c", "raise SystemExit('it broke')"] if run.method == "random" else real(run, *rest)
+        ),
+    )
+    argv = [
+        "reproduce",
+        "--profile",
+        "smoke",
+        "--data",
+        str(toy),
+        "--outputs",
+        str(tmp_path),
+        "--methods",
+        "random",
+        "oracle",
+        "--settings",
+        "clean",
+        "--no-notebooks",
+    ]
     assert main(argv) == 1
     out = capsys.readouterr().out
     assert "1 of 2 runs failed" in out and "it broke" in out and "Table 2" in out

@@ -22,10 +22,24 @@ from dualppo.policies.policy import all_log_probs
 from dualppo.runs.runner import Run, resolve
 from dualppo.methods.sampled import Sampled
 
-SHORT = {"epochs": 3, "iterations": 10, "inner_epochs": 1, "dialogues_per_epoch": 24, "rivals": False, "hidden": 16, "patience": 3}
+SHORT = {
+    "epochs": 3,
+    "iterations": 10,
+    "inner_epochs": 1,
+    "dialogues_per_epoch": 24,
+    "rivals": False,
+    "hidden": 16,
+    "patience": 3,
+}
 BY_TRAINER = {}  # one row of every trainer and loss; the others differ in a value
 for _row in all_methods().values():
-    BY_TRAINER.setdefault((type(_row.config).__name__, *(getattr(_row.config, f, None) for f in ("loss", "align", "rule", "advantage", "scale", "objective"))), _row)
+    BY_TRAINER.setdefault(
+        (
+            type(_row.config).__name__,
+            *(getattr(_row.config, f, None) for f in ("loss", "align", "rule", "advantage", "scale", "objective")),
+        ),
+        _row,
+    )
 ROWS = {row.name: row for row in BY_TRAINER.values()}
 TRAINED = {name: row for name, row in ROWS.items() if row.trained}
 
@@ -43,10 +57,18 @@ def splits(toy) -> Splits:
 
 def objectives(splits: Splits, k: int) -> Splits:
     """The same environments with K = 1, 2 or 3 objectives."""
+
     def of(env):
         if k == 1:
             return replace(env, reward=env.reward[..., :1], objectives=env.objectives[:1])
-        return env if k == 2 else add_objective(env, "brevity", lambda e: torch.rand(e.cand.shape, generator=torch.Generator().manual_seed(0)))
+        return (
+            env
+            if k == 2
+            else add_objective(
+                env, "brevity", lambda e: torch.rand(e.cand.shape, generator=torch.Generator().manual_seed(0))
+            )
+        )
+
     return replace(splits, **{name: of(getattr(splits, name)) for name in ("train", "dev_weights", "dev_stop", "test")})
 
 
@@ -98,7 +120,11 @@ def test_an_override_has_an_address():
     run = lambda **changes: resolve(Run("dual_ppo", overrides=changes))
     assert run(**{"config.epochs": 7})[0].config.epochs == run(epochs=7)[0].config.epochs == 7
     assert run(**{"env.tau_mask": 0.4})[0].env.tau_mask == 0.4 and run(**{"candidates.n": 30})[1].n == 30
-    for wrong, words in (({"env.epochs": 1}, "config.epochs"), ({"confg.epochs": 1}, "config"), ({"config.epoch": 1}, "epochs")):
+    for wrong, words in (
+        ({"env.epochs": 1}, "config.epochs"),
+        ({"confg.epochs": 1}, "config"),
+        ({"config.epoch": 1}, "epochs"),
+    ):
         with pytest.raises(DataError, match=words):
             run(**wrong)
 
@@ -111,7 +137,11 @@ def test_it_takes_any_number_of_objectives(name, k, splits):
     config = short(row, **({"weights": weights} if getattr(row.config, "rule", "") != "lagrangian" else {}))
     if getattr(config, "rewards", "") == "models":
         config = short(row)  # two reward models, whatever the environment's objectives are
-    if k == 1 and (getattr(config, "rule", "") == "lagrangian" or getattr(config, "rewards", "") == "given" or type(config).__name__ == "AlignedPPOConfig"):
+    if k == 1 and (
+        getattr(config, "rule", "") == "lagrangian"
+        or getattr(config, "rewards", "") == "given"
+        or type(config).__name__ == "AlignedPPOConfig"
+    ):
         pytest.skip("two things are weighed against each other")
     trained = train(part, config, 0)
     assert all(math.isfinite(v) for row in trained.curves for v in row.values() if isinstance(v, float))
@@ -121,7 +151,9 @@ def test_it_takes_any_number_of_objectives(name, k, splits):
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_grader_is_not_seen(name, splits):
     "Whatever the grader, the judge and people say of train and dev, training is the same."
-    blind = lambda env: replace(env, p_grade=1 - env.p_grade, unsafe=~env.unsafe, good=1 - env.good, similarity=-env.similarity)
+    blind = lambda env: replace(
+        env, p_grade=1 - env.p_grade, unsafe=~env.unsafe, good=1 - env.good, similarity=-env.similarity
+    )
     other = replace(splits, **{part: blind(getattr(splits, part)) for part in ("train", "dev_weights", "dev_stop")})
     one, two = train(splits, short(TRAINED[name]), 0), train(other, short(TRAINED[name]), 0)
     assert torch.equal(all_log_probs(one.policy, splits.test), all_log_probs(two.policy, splits.test))
@@ -173,7 +205,7 @@ def test_every_method_is_a_learner():
     assert all(issubclass(learner_of(row.config), Learner) for row in all_methods().values())
 
 
-STRANGER = '''
+STRANGER = """
 from dataclasses import dataclass
 from dualppo.methods.base import learns
 from dualppo.losses.advantages import standardise
@@ -187,19 +219,35 @@ class WorstFirstConfig(SampledConfig):
 class WorstFirst(Sampled):
     def advantage(self, reward):
         return standardise(reward.amin(-1), 1)
-'''
+"""
 
 
 def test_an_installed_package_of_a_stranger_adds_a_method(tmp_path, toy):
     "As pip leaves it: a module, its row file, and an entry point in its metadata."
     (tmp_path / "stranger.py").write_text(STRANGER)
-    (tmp_path / "stranger.toml").write_text('[[row]]\nname = "worst_first"\ntitle = "Worst first"\nabout = "a test"\nconfig = "worst_first"\n')
+    (tmp_path / "stranger.toml").write_text(
+        '[[row]]\nname = "worst_first"\ntitle = "Worst first"\nabout = "a test"\nconfig = "worst_first"\n'
+    )
     info = tmp_path / "stranger-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[dualppo.methods]\nworst_first = stranger\n")
     code = "import sys; from dualppo.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "train", "worst_first", "--data", str(toy), "--epochs", "1", "--inner-epochs", "1", "--outputs", str(tmp_path / "o")]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "train",
+        "worst_first",
+        "--data",
+        str(toy),
+        "--epochs",
+        "1",
+        "--inner-epochs",
+        "1",
+        "--outputs",
+        str(tmp_path / "o"),
+    ]
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).resolve().parent.parent)])
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

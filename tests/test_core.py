@@ -82,7 +82,10 @@ def test_trajectories_hold_every_step_once(dialogue, t_max):
     steps = paths.index[paths.mask]
     expected = [i for d in set(dialogue) for i in [j for j, x in enumerate(dialogue) if x == d][-t_max:]]
     assert sorted(steps.tolist()) == sorted(expected)
-    assert all((ids[row[m]] == ids[row[m][0]]).all() and (turn[row[m]].diff() > 0).all() for row, m in zip(paths.index, paths.mask))
+    assert all(
+        (ids[row[m]] == ids[row[m][0]]).all() and (turn[row[m]].diff() > 0).all()
+        for row, m in zip(paths.index, paths.mask)
+    )
 
 
 def test_state_is_the_concatenation_of_its_blocks():
@@ -93,7 +96,11 @@ def test_state_is_the_concatenation_of_its_blocks():
 def test_environment_is_a_pure_function_of_its_seed(features, splits):
     again = make_envs(features, STRESS, seed=0).test
     for name, value in vars(splits.test).items():
-        assert torch.equal(value, getattr(again, name)) if isinstance(value, torch.Tensor) else value == getattr(again, name), name
+        assert (
+            torch.equal(value, getattr(again, name))
+            if isinstance(value, torch.Tensor)
+            else value == getattr(again, name)
+        ), name
     assert torch.allclose(splits.test.reward[..., 1], 1 - splits.test.p_harm)
     assert not torch.equal(splits.test.row, make_envs(features, STRESS, seed=1).test.row)
 
@@ -101,7 +108,7 @@ def test_environment_is_a_pure_function_of_its_seed(features, splits):
 def test_no_dialogue_is_in_two_splits_and_replies_stay_in_theirs(features, splits):
     parts = [splits.train, splits.dev_weights, splits.dev_stop, splits.test]
     dialogues = [set(p.dialogue.tolist()) for p in parts]
-    assert all(not a & b for i, a in enumerate(dialogues) for b in dialogues[i + 1:])
+    assert all(not a & b for i, a in enumerate(dialogues) for b in dialogues[i + 1 :])
     for part, own in zip(parts, dialogues):
         owner = features.owner[part.cand]
         assert set(features.dialogue[owner[owner >= 0]].tolist()) <= own
@@ -115,7 +122,13 @@ def test_candidates_are_distinct_and_of_the_declared_kinds(features, spec, seed)
     cand, gold = draw_candidates(features, rows, spec, seed)
     kinds = features.kind[cand]
     assert all(len(set(row)) == spec.n for row in cand.tolist())
-    for kind, count in ((STRONG, spec.families), (MILD, spec.families), (BENIGN, spec.benign), (UNSAFE, spec.unsafe), (REFUSAL, spec.refusals)):
+    for kind, count in (
+        (STRONG, spec.families),
+        (MILD, spec.families),
+        (BENIGN, spec.benign),
+        (UNSAFE, spec.unsafe),
+        (REFUSAL, spec.refusals),
+    ):
         assert ((kinds == kind).sum(1) == count).all()
     own = features.bank(REFERENCE)[rows]
     present = gold >= 0
@@ -153,23 +166,41 @@ def test_training_is_a_pure_function_of_its_seed(splits, mode):
     assert one.curves == two.curves and one.curves != other.curves
 
 
-@pytest.mark.parametrize("change", [{}, {"mask": "off"}, {"mask": "zero"}, {"kl_coef": 0.1}, {"entropy_coef": 0.01}, {"policy": "offset"},
-                                    {"warm_start": False}, {"critic": "vector"}, {"advantage": "literal"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"mask": "off"},
+        {"mask": "zero"},
+        {"kl_coef": 0.1},
+        {"entropy_coef": 0.01},
+        {"policy": "offset"},
+        {"warm_start": False},
+        {"critic": "vector"},
+        {"advantage": "literal"},
+    ],
+)
 def test_closed_form_equals_autograd(splits, change):
     "Both ways of step (g) and (h), in double precision, end at the same parameters after an epoch."
-    wide = lambda env: replace(env, **{k: v.double() for k, v in vars(env).items() if isinstance(v, torch.Tensor) and v.is_floating_point()})
+    wide = lambda env: replace(
+        env, **{k: v.double() for k, v in vars(env).items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
+    )
     part = wide(splits.dev_stop)
     env, config = ppo.with_padding_state(part), replace(SMALL, **change)
     torch.manual_seed(0)
     policy = make_policy(config.policy, 768, 384, warm_start=config.warm_start, mask=config.mask).double()
     critic = Critic(768, 2 if config.critic == "vector" else 1).double()
     start, paths = all_log_probs(policy, env), build_trajectories(part.dialogue, part.turn)
-    roll = ppo.roll_out(policy, critic, env, paths, torch.tensor([0.5, 0.5]).double(), config, torch.Generator().manual_seed(1))
+    roll = ppo.roll_out(
+        policy, critic, env, paths, torch.tensor([0.5, 0.5]).double(), config, torch.Generator().manual_seed(1)
+    )
     ends = []
     for module in (ppo, closed_form):
         nets = copy.deepcopy(torch.nn.ModuleList([policy, critic]))
         rates = [{"params": net.parameters(), "lr": lr} for net, lr in zip(nets, (1e-4, 3e-4))]
-        optimiser = torch.optim.Adam(rates, fused=True) if module is ppo else closed_form.Adam([tuple(nets)], 1e-4, 3e-4)
+        optimiser = (
+            torch.optim.Adam(rates, fused=True) if module is ppo else closed_form.Adam([tuple(nets)], 1e-4, 3e-4)
+        )
         module.update(nets[0], nets[1], optimiser, env, roll, start, config, torch.Generator().manual_seed(2))
         ends.append(torch.nn.utils.parameters_to_vector(nets.parameters()))
     assert (ends[0] - ends[1]).abs().max() < 1e-9
@@ -190,8 +221,14 @@ def test_trained_policy_never_plays_a_forbidden_reply(splits):
 
 
 def test_a_third_objective_reaches_the_algorithm(splits):
-    three = {name: add_objective(getattr(splits, name), "brevity", lambda e: torch.rand(e.cand.shape, generator=torch.Generator().manual_seed(0)))
-             for name in ("train", "dev_weights", "dev_stop", "test")}
+    three = {
+        name: add_objective(
+            getattr(splits, name),
+            "brevity",
+            lambda e: torch.rand(e.cand.shape, generator=torch.Generator().manual_seed(0)),
+        )
+        for name in ("train", "dev_weights", "dev_stop", "test")
+    }
     trained = train(replace(splits, **three), replace(SMALL, weights=(0.4, 0.4, 0.2), critic="vector"), seed=0)
     assert len(trained.weights) == 3 and sum(trained.weights) == pytest.approx(1)
 
@@ -203,7 +240,12 @@ def test_metrics_are_exact_expectations(splits):
     exact = evaluate(logp, env)
     draws = torch.multinomial(logp.exp(), 500, replacement=True, generator=g)
     graded = (env.p_grade > env.tau_metric).float()
-    for name, values in (("good", env.good), ("harm", graded), ("help", env.reward[..., 0]), ("similarity", env.similarity)):
+    for name, values in (
+        ("good", env.good),
+        ("harm", graded),
+        ("help", env.reward[..., 0]),
+        ("similarity", env.similarity),
+    ):
         assert values.gather(1, draws).mean().item() == pytest.approx(exact[name], abs=4e-3), name
     assert exact["average_reward"] == pytest.approx((exact["help"] + 1 - exact["p_harm"]) / 2, abs=1e-6)
     assert 0 <= exact["recall_at_1"] <= exact["mrr"] <= 1
@@ -219,7 +261,11 @@ def test_oracle_beats_every_random_policy_at_its_own_harm(splits):
     env = splits.test
     for seed in range(10):
         g = torch.Generator().manual_seed(seed)
-        pi = (env.reward[..., 0] * 10 * torch.rand(1, generator=g) - env.p_harm * 10 * torch.rand(1, generator=g) + torch.randn(env.cand.shape, generator=g)).softmax(1)
+        pi = (
+            env.reward[..., 0] * 10 * torch.rand(1, generator=g)
+            - env.p_harm * 10 * torch.rand(1, generator=g)
+            + torch.randn(env.cand.shape, generator=g)
+        ).softmax(1)
         harm, help_ = (pi * env.p_harm).sum(1).mean().item(), (pi * env.reward[..., 0]).sum(1).mean().item()
         best, used = help_at_budget(env, harm)
         assert best >= help_ - 1e-9 and used <= harm + 1e-9
@@ -232,7 +278,9 @@ def test_two_classifiers_are_asked_for():
         EnvConfig(reward_harm="tcc", grade_harm="tcc")
 
 
-@pytest.mark.parametrize("change, words", [({"n": 1}, "at least 2"), ({"base_rate": 2.0}, "lie in"), ({"hard": 40}, "raise n")])
+@pytest.mark.parametrize(
+    "change, words", [({"n": 1}, "at least 2"), ({"base_rate": 2.0}, "lie in"), ({"hard": 40}, "raise n")]
+)
 def test_a_specification_that_cannot_be_is_refused(change, words):
     with pytest.raises(ValueError, match=words):
         CandidateSpec(**({"name": "x"} | change))

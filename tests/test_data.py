@@ -22,12 +22,21 @@ from dualppo.text.data import DataError, Exchange
 
 MANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 GOOD = {"dialogue": [["hello", "hi"], ["and you", "fine"]], "meta": [["a fact"], []]}
-OFFICIAL = {"chosen_topic": "Tea", "dialog": [
-    {"speaker": "0_Wizard", "text": "Tea is old.", "checked_sentence": {"t": "Tea is a drink."}, "checked_passage": {}},
-    {"speaker": "1_Apprentice", "text": "How old?"},
-    {"speaker": "0_Wizard", "text": "Very.", "checked_sentence": {"no_passages_used": "no_passages_used"}},
-    {"speaker": "1_Apprentice", "text": "Where from?"},
-    {"speaker": "0_Wizard", "text": "China.", "checked_sentence": {"t": "Tea comes from China."}}]}
+OFFICIAL = {
+    "chosen_topic": "Tea",
+    "dialog": [
+        {
+            "speaker": "0_Wizard",
+            "text": "Tea is old.",
+            "checked_sentence": {"t": "Tea is a drink."},
+            "checked_passage": {},
+        },
+        {"speaker": "1_Apprentice", "text": "How old?"},
+        {"speaker": "0_Wizard", "text": "Very.", "checked_sentence": {"no_passages_used": "no_passages_used"}},
+        {"speaker": "1_Apprentice", "text": "Where from?"},
+        {"speaker": "0_Wizard", "text": "China.", "checked_sentence": {"t": "Tea comes from China."}},
+    ],
+}
 
 
 def put(path: Path, value) -> Path:
@@ -40,13 +49,16 @@ def test_pairs(tmp_path):
     kept, left_out = data.load_dialogues(put(tmp_path / "a.json", [GOOD]))
     assert kept == [Exchange("a:0", 0, "hello", "a fact", "hi")]
     assert [(r.file, r.row, r.turn, r.field, r.why) for r in left_out] == [
-        ("a.json", 0, 1, "meta", "no knowledge sentence")]
+        ("a.json", 0, 1, "meta", "no knowledge sentence")
+    ]
 
 
 def test_official_queries_turns_and_knowledge(tmp_path):
     kept, left_out = data.load_dialogues(put(tmp_path / "train.json", [OFFICIAL]))
     assert [(x.turn, x.query, x.knowledge, x.reference, x.topic) for x in kept] == [
-        (0, "Tea", "Tea is a drink.", "Tea is old.", "Tea"), (2, "Where from?", "Tea comes from China.", "China.", "Tea")]
+        (0, "Tea", "Tea is a drink.", "Tea is old.", "Tea"),
+        (2, "Where from?", "Tea comes from China.", "China.", "Tea"),
+    ]
     assert [(r.turn, r.why) for r in left_out] == [(1, "no knowledge sentence")]
 
 
@@ -64,27 +76,36 @@ def test_given_ids_name_the_dialogue(tmp_path):
     assert [x.dialogue for x in kept] == ["a:first", "a:7"]
 
 
-@pytest.mark.parametrize("rows, words", [
-    ([GOOD, {"dialogue": [], "meta": []}], ["row 1", "dialogue", "without turns"]),
-    ([GOOD, {"dialogue": "hello", "meta": []}], ["row 1", "dialogue", "expected a list, found str"]),
-    ([GOOD, {"dialogue": [["a", "b"]]}], ["row 1", "meta", "expected a list"]),
-    ([GOOD, 7], ["row 1", "expected an object, found int"]),
-    ([{"dialogue": [["a", 3]], "meta": [["k"]]}], ["row 0", "dialogue[0][1]", "expected a text, found int"]),
-    ([{"dialogue": [["a"]], "meta": [["k"]]}], ["row 0", "dialogue[0]", "found 1 items"]),
-    ([{"dialogue": [["a", "b"]], "meta": []}], ["row 0", "meta", "1 turns but 0"]),
-    ([{"dialogue": [["a", "b"]], "meta": [[None]]}], ["row 0", "meta[0][0]", "NoneType"]),
-    ([GOOD, {"dialogue": [["a", " \n"]], "meta": [["k"]]}], ["row 1", "dialogue[0][1]", "empty text", "strict=False"]),
-    ([GOOD, {"dialogue": [["\ud800", "b"]], "meta": [["k"]]}], ["row 1", "dialogue[0][0]", "surrogate"]),
-    ([GOOD | {"id": "x"}, GOOD | {"id": "x"}], ["row 1", "id", "duplicate id 'x'"]),
-    ([GOOD | {"id": [1]}], ["row 0", "id"]),
-    ([{"dialogue": [["a", "b"]], "meta": [[]]}], ["no exchange left after leaving out 1"]),
-    ([], ["neither"]), ([{"text": "x"}], ["row 0", "neither 'dialogue'"]),
-    ([OFFICIAL | {"chosen_topic": None}], ["row 0", "chosen_topic", "NoneType"]),
-    ([OFFICIAL | {"dialog": []}], ["row 0", "dialog", "without turns"]),
-    ([OFFICIAL | {"dialog": [{"speaker": "0_Wizard", "text": 1}]}], ["row 0", "dialog[0].text", "found int"]),
-    ([OFFICIAL | {"dialog": [{"speaker": "0_Wizard", "text": "x", "checked_sentence": [1]}]}],
-     ["row 0", "dialog[0].checked_sentence", "found list"]),
-])
+@pytest.mark.parametrize(
+    "rows, words",
+    [
+        ([GOOD, {"dialogue": [], "meta": []}], ["row 1", "dialogue", "without turns"]),
+        ([GOOD, {"dialogue": "hello", "meta": []}], ["row 1", "dialogue", "expected a list, found str"]),
+        ([GOOD, {"dialogue": [["a", "b"]]}], ["row 1", "meta", "expected a list"]),
+        ([GOOD, 7], ["row 1", "expected an object, found int"]),
+        ([{"dialogue": [["a", 3]], "meta": [["k"]]}], ["row 0", "dialogue[0][1]", "expected a text, found int"]),
+        ([{"dialogue": [["a"]], "meta": [["k"]]}], ["row 0", "dialogue[0]", "found 1 items"]),
+        ([{"dialogue": [["a", "b"]], "meta": []}], ["row 0", "meta", "1 turns but 0"]),
+        ([{"dialogue": [["a", "b"]], "meta": [[None]]}], ["row 0", "meta[0][0]", "NoneType"]),
+        (
+            [GOOD, {"dialogue": [["a", " \n"]], "meta": [["k"]]}],
+            ["row 1", "dialogue[0][1]", "empty text", "strict=False"],
+        ),
+        ([GOOD, {"dialogue": [["\ud800", "b"]], "meta": [["k"]]}], ["row 1", "dialogue[0][0]", "surrogate"]),
+        ([GOOD | {"id": "x"}, GOOD | {"id": "x"}], ["row 1", "id", "duplicate id 'x'"]),
+        ([GOOD | {"id": [1]}], ["row 0", "id"]),
+        ([{"dialogue": [["a", "b"]], "meta": [[]]}], ["no exchange left after leaving out 1"]),
+        ([], ["neither"]),
+        ([{"text": "x"}], ["row 0", "neither 'dialogue'"]),
+        ([OFFICIAL | {"chosen_topic": None}], ["row 0", "chosen_topic", "NoneType"]),
+        ([OFFICIAL | {"dialog": []}], ["row 0", "dialog", "without turns"]),
+        ([OFFICIAL | {"dialog": [{"speaker": "0_Wizard", "text": 1}]}], ["row 0", "dialog[0].text", "found int"]),
+        (
+            [OFFICIAL | {"dialog": [{"speaker": "0_Wizard", "text": "x", "checked_sentence": [1]}]}],
+            ["row 0", "dialog[0].checked_sentence", "found list"],
+        ),
+    ],
+)
 def test_each_broken_row_gets_its_sentence(tmp_path, rows, words):
     path = put(tmp_path / "mine.json", rows)
     with pytest.raises(DataError) as caught:
@@ -97,17 +118,25 @@ def test_each_broken_row_gets_its_sentence(tmp_path, rows, words):
 def test_not_strict_leaves_empty_texts_out_with_a_line_in_the_log(tmp_path):
     rows = [GOOD, {"dialogue": [["a", " "], ["", "b"]], "meta": [["k"], ["k"]]}]
     kept, left_out = data.load_dialogues(put(tmp_path / "a.json", rows), strict=False)
-    assert len(kept) == 1 and [(r.row, r.turn, r.why) for r in left_out[1:]] == [(1, 0, "empty text"), (1, 1, "empty text")]
+    assert len(kept) == 1 and [(r.row, r.turn, r.why) for r in left_out[1:]] == [
+        (1, 0, "empty text"),
+        (1, 1, "empty text"),
+    ]
     assert data.removal_table(left_out).exchanges.sum() == 3
 
 
-@pytest.mark.parametrize("text, words", [
-    ('[{"dialogue": [["a", "b"]], "meta": [["k"]]}, {"dialo', ["row 1", "broken JSON", "copy it again"]),
-    ('[{"dialogue": [["a", "b"]], "meta": [["k"]]}', ["row 1", "cut short"]),
-    ('[{"dialogue": [["a", "b"]], "meta": [["k"]]}] x', ["text follows"]),
-    ('{"dialogue": 1}', ["must start with '['"]), ("", ["must start with '['"]), ("[" * 100_000, ["nested too deeply"]),
-    ("[" + "9" * 5000 + "]", ["broken JSON"]),
-])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ('[{"dialogue": [["a", "b"]], "meta": [["k"]]}, {"dialo', ["row 1", "broken JSON", "copy it again"]),
+        ('[{"dialogue": [["a", "b"]], "meta": [["k"]]}', ["row 1", "cut short"]),
+        ('[{"dialogue": [["a", "b"]], "meta": [["k"]]}] x', ["text follows"]),
+        ('{"dialogue": 1}', ["must start with '['"]),
+        ("", ["must start with '['"]),
+        ("[" * 100_000, ["nested too deeply"]),
+        ("[" + "9" * 5000 + "]", ["broken JSON"]),
+    ],
+)
 def test_broken_json(tmp_path, text, words):
     with pytest.raises(DataError) as caught:
         data.load_dialogues(put(tmp_path / "cut.json", text))
@@ -127,6 +156,7 @@ def test_unreadable_files(tmp_path, monkeypatch):
 
     def refuse(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
+
     monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(DataError, match="Permission denied.*may read"):
         data.load_dialogues(tmp_path / "latin.json")
@@ -139,20 +169,54 @@ def test_rows_longer_than_a_chunk_are_read_and_bom_is_ignored(tmp_path):
     assert [value for _, value in data.iter_rows(path)] == rows
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-                    lambda x: st.lists(x, max_size=4) | st.dictionaries(
-                        st.sampled_from(["dialogue", "meta", "dialog", "id", "speaker", "text", "checked_sentence",
-                                         "chosen_topic", "messages", "turn", "replies", "label"]), x, max_size=5),
-                    max_leaves=25)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda x: (
+        st.lists(x, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "dialogue",
+                    "meta",
+                    "dialog",
+                    "id",
+                    "speaker",
+                    "text",
+                    "checked_sentence",
+                    "chosen_topic",
+                    "messages",
+                    "turn",
+                    "replies",
+                    "label",
+                ]
+            ),
+            x,
+            max_size=5,
+        )
+    ),
+    max_leaves=25,
+)
 
 
 @MANY
-@given(st.one_of(JSON, st.lists(JSON, max_size=3), st.lists(st.fixed_dictionaries({"dialogue": JSON, "meta": JSON})),
-                 st.lists(st.fixed_dictionaries({"dialog": JSON, "chosen_topic": JSON}))))
+@given(
+    st.one_of(
+        JSON,
+        st.lists(JSON, max_size=3),
+        st.lists(st.fixed_dictionaries({"dialogue": JSON, "meta": JSON})),
+        st.lists(st.fixed_dictionaries({"dialog": JSON, "chosen_topic": JSON})),
+    )
+)
 def test_any_json_gives_a_result_or_a_data_error(tmp_path, value):
     path = put(tmp_path / "any.json", value)
-    for read in (data.load_dialogues, data.read_pairs, data.read_official, data.read_tutorial,
-                 lambda p: data.load_dialogues(p, strict=False), lambda p: data.read_chitchat(path=p)):
+    for read in (
+        data.load_dialogues,
+        data.read_pairs,
+        data.read_official,
+        data.read_tutorial,
+        lambda p: data.load_dialogues(p, strict=False),
+        lambda p: data.read_chitchat(path=p),
+    ):
         try:
             read(path)
         except DataError as error:
@@ -188,12 +252,18 @@ def test_normalise_is_idempotent_and_leaves_single_spaces(text, lowercase):
 
 
 def test_clean_removes_with_a_reason_keeps_case_and_order():
-    rows = [Exchange("f:3", 0, " A  b", "K", "R"), Exchange("f:3", 1, "\u200b", "K", "R"),
-            Exchange("f:4", 0, "A b", "K\n", "R "), Exchange("f:5", 2, "z", "K", "R")]
+    rows = [
+        Exchange("f:3", 0, " A  b", "K", "R"),
+        Exchange("f:3", 1, "\u200b", "K", "R"),
+        Exchange("f:4", 0, "A b", "K\n", "R "),
+        Exchange("f:5", 2, "z", "K", "R"),
+    ]
     kept, removed = data.clean(rows)
     assert [x.query for x in kept] == ["A b", "z"] and data.clean(kept) == (kept, [])
     assert [(r.file, r.row, r.turn, r.field, r.why) for r in removed] == [
-        ("f", 3, 1, "query", "empty text"), ("f", 4, 0, "", "repeated exchange")]
+        ("f", 3, 1, "query", "empty text"),
+        ("f", 4, 0, "", "repeated exchange"),
+    ]
     assert data.clean(rows, lowercase=True)[0][0].query == "a b"
 
 
@@ -202,16 +272,16 @@ SIZES = st.lists(st.integers(1, 6), min_size=1, max_size=120)
 
 
 @MANY
-@given(SIZES, st.integers(0, 2 ** 31))
+@given(SIZES, st.integers(0, 2**31))
 def test_split_is_grouped_deterministic_and_near_its_target(sizes, seed):
     names = [f"d{i}" for i, n in enumerate(sizes) for _ in range(n)]
     part = data.split_by_dialogue(names, seed)
     assert part.dtype == np.int8 and set(part.tolist()) <= {0, 1, 2}
     assert all(len({p for n, p in zip(names, part) if n == name}) == 1 for name in set(names))
     share = np.bincount(part, minlength=3)
-    assert abs(share[0] - .70 * len(names)) <= max(sizes) / 2 + 1e-6
-    assert abs(share[1] - .15 * len(names)) <= max(sizes) + 1e-6
-    assert abs(share[2] - .15 * len(names)) <= max(sizes) / 2 + 1e-6
+    assert abs(share[0] - 0.70 * len(names)) <= max(sizes) / 2 + 1e-6
+    assert abs(share[1] - 0.15 * len(names)) <= max(sizes) + 1e-6
+    assert abs(share[2] - 0.15 * len(names)) <= max(sizes) / 2 + 1e-6
     order = np.random.default_rng(seed).permutation(len(names))
     assert (data.split_by_dialogue([names[i] for i in order], seed) == part[order]).all(), "row order must not matter"
 
@@ -219,20 +289,22 @@ def test_split_is_grouped_deterministic_and_near_its_target(sizes, seed):
 def test_split_takes_numbers_and_refuses_bad_fractions():
     a = data.split_by_dialogue([3, 3, 1, 2], 0)
     assert (a == data.split_by_dialogue(np.array([3, 3, 1, 2]), 0)).all() and len(data.split_by_dialogue([], 0)) == 0
-    for fractions in ((.5, .5), (.9, .2, -.1), (.5, .2, .2), (float("nan"), .5, .5)):
+    for fractions in ((0.5, 0.5), (0.9, 0.2, -0.1), (0.5, 0.2, 0.2), (float("nan"), 0.5, 0.5)):
         with pytest.raises(DataError, match="fractions"):
             data.split_by_dialogue([1, 2], 0, fractions)
 
 
 # ---------------------------------------------------------------- writing
-@pytest.mark.parametrize("code, words", [(errno.ENOSPC, "disk is full"), (errno.EROFS, "read-only"),
-                                         (errno.EACCES, "no permission")])
+@pytest.mark.parametrize(
+    "code, words", [(errno.ENOSPC, "disk is full"), (errno.EROFS, "read-only"), (errno.EACCES, "no permission")]
+)
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, code, words):
     path = tmp_path / "result.json"
     data.atomic_write(path, "old")
 
     def fail(*_):
         raise OSError(code, os.strerror(code))
+
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(DataError, match=f"result.json.*{words}"):
         data.atomic_write(path, "new")
@@ -262,13 +334,24 @@ def archive(path, *members, mode="w:gz"):
     return path
 
 
-@pytest.mark.parametrize("bad, words", [
-    (member("../evil"), "outside"), (member("/abs"), "outside"), (member("a/../../evil"), "outside"),
-    (member("..\\evil"), "outside"), (member("C:evil"), "outside"), (member("a\nb"), "outside"),
-    (member("link", tarfile.SYMTYPE, b""), "link"), (member("hard", tarfile.LNKTYPE, b"", "ok"), "link"),
-    (member("dev", tarfile.CHRTYPE, b""), "special"), (member("fifo", tarfile.FIFOTYPE, b""), "special"),
-    (member("ok"), "twice"), (member("./ok"), "twice"), (member("big", content=bytes(1 << 21)), "more bytes"),
-])
+@pytest.mark.parametrize(
+    "bad, words",
+    [
+        (member("../evil"), "outside"),
+        (member("/abs"), "outside"),
+        (member("a/../../evil"), "outside"),
+        (member("..\\evil"), "outside"),
+        (member("C:evil"), "outside"),
+        (member("a\nb"), "outside"),
+        (member("link", tarfile.SYMTYPE, b""), "link"),
+        (member("hard", tarfile.LNKTYPE, b"", "ok"), "link"),
+        (member("dev", tarfile.CHRTYPE, b""), "special"),
+        (member("fifo", tarfile.FIFOTYPE, b""), "special"),
+        (member("ok"), "twice"),
+        (member("./ok"), "twice"),
+        (member("big", content=bytes(1 << 21)), "more bytes"),
+    ],
+)
 def test_hostile_archives_leave_nothing_behind(tmp_path, bad, words):
     path = archive(tmp_path / "a.tgz", member("ok"), bad)
     with pytest.raises(DataError, match=f"a.tgz.*{words}"):
@@ -324,10 +407,11 @@ class Server:
                 if start:
                     self.send_header("Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}")
                 self.end_headers()
-                self.wfile.write(server.content[start:server.stop_after])
+                self.wfile.write(server.content[start : server.stop_after])
 
             def log_message(self, *_):
                 pass
+
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self.http.server_port}/wow.tgz"
@@ -347,8 +431,9 @@ def server(tmp_path, monkeypatch):
 
 
 def fetch(server, cache, sha256=None):
-    return data.download_official(cache, server.url, sha256 or hashlib.sha256(server.content).hexdigest(),
-                                  progress=False, timeout=10)
+    return data.download_official(
+        cache, server.url, sha256 or hashlib.sha256(server.content).hexdigest(), progress=False, timeout=10
+    )
 
 
 def test_download_once_then_from_cache(server, tmp_path):
@@ -428,10 +513,17 @@ def test_tutorial():
     assert set(turns.values()) <= {3, 4, 5} and data.clean(ours)[1] == []
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"query": " "}, "query.*empty"), ({"turn": "0"}, "turn"), ({"turn": True}, "turn"), ({"id": None}, "id"),
-    ({"replies": [{"text": "x", "label": "great"}]}, "replies.0..label.*good, neutral, bad, harmful"),
-    ({"replies": [{"text": "", "label": "bad"}]}, "replies.0..text.*empty")])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"query": " "}, "query.*empty"),
+        ({"turn": "0"}, "turn"),
+        ({"turn": True}, "turn"),
+        ({"id": None}, "id"),
+        ({"replies": [{"text": "x", "label": "great"}]}, "replies.0..label.*good, neutral, bad, harmful"),
+        ({"replies": [{"text": "", "label": "bad"}]}, "replies.0..text.*empty"),
+    ],
+)
 def test_tutorial_format_errors(tmp_path, change, words):
     good = {"id": "a", "dialogue": "d", "turn": 0, "query": "q", "knowledge": "k", "reference": "r", "replies": []}
     assert len(data.read_tutorial(put(tmp_path / "t.json", [good]))) == 1

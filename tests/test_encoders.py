@@ -8,8 +8,19 @@ from hypothesis import strategies as st
 
 from dualppo.text import encoders
 from dualppo.text.data import DataError
-from dualppo.text.encoders import (HashedBagOfWords, OneHotText, TextBlock, VectorBlock, context_block, embed_cached,
-                              hashed_tokens, mean_pool, project_bag, state_vector, unit_rows)
+from dualppo.text.encoders import (
+    HashedBagOfWords,
+    OneHotText,
+    TextBlock,
+    VectorBlock,
+    context_block,
+    embed_cached,
+    hashed_tokens,
+    mean_pool,
+    project_bag,
+    state_vector,
+    unit_rows,
+)
 
 
 @pytest.fixture(scope="session")
@@ -26,9 +37,15 @@ def test_state_is_the_concatenation():
     assert s.shape == (4, 8) and torch.equal(s[:, :3], a) and torch.equal(s[:, 3:], b)
 
 
-@pytest.mark.parametrize("blocks, words", [
-    ([], "at least one block"), ([torch.ones(2, 3), torch.ones(3, 3)], "block 1 has shape"),
-    ([torch.ones(2)], "block 0 has shape"), ([torch.ones(2, 2), torch.tensor([[1., 2.], [float("nan"), 1.]])], "block 1, row 1.*NaN")])
+@pytest.mark.parametrize(
+    "blocks, words",
+    [
+        ([], "at least one block"),
+        ([torch.ones(2, 3), torch.ones(3, 3)], "block 1 has shape"),
+        ([torch.ones(2)], "block 0 has shape"),
+        ([torch.ones(2, 2), torch.tensor([[1.0, 2.0], [float("nan"), 1.0]])], "block 1, row 1.*NaN"),
+    ],
+)
 def test_state_errors(blocks, words):
     with pytest.raises(DataError, match=words):
         state_vector(blocks)
@@ -37,8 +54,8 @@ def test_state_errors(blocks, words):
 def test_vector_block():
     block = VectorBlock("vision", 2)
     assert isinstance(block, TextBlock)
-    assert torch.allclose(block.encode([[3., 4.], None, torch.zeros(2)]), torch.tensor([[.6, .8], [0, 0], [0, 0]]))
-    for bad in ([1.], [1., float("inf")]):
+    assert torch.allclose(block.encode([[3.0, 4.0], None, torch.zeros(2)]), torch.tensor([[0.6, 0.8], [0, 0], [0, 0]]))
+    for bad in ([1.0], [1.0, float("inf")]):
         with pytest.raises(DataError, match="'vision', row 1"):
             block.encode([None, bad])
 
@@ -47,7 +64,7 @@ def test_context_ignores_the_present_and_the_future():
     turns, dialogue, turn = torch.randn(6, 4), [0, 0, 0, 1, 1, 2], [0, 1, 2, 0, 1, 0]
     c = context_block(turns, dialogue, turn)
     assert c[[0, 3, 5]].abs().sum() == 0 and torch.allclose(c[1], unit_rows(turns[0:1])[0])
-    assert torch.allclose(c[2], unit_rows((turns[1] + .5 * turns[0])[None])[0], atol=1e-6)
+    assert torch.allclose(c[2], unit_rows((turns[1] + 0.5 * turns[0])[None])[0], atol=1e-6)
     changed = turns.clone()
     changed[2] = 9
     assert torch.equal(context_block(changed, dialogue, turn), c)
@@ -62,7 +79,7 @@ def test_hashes_are_the_same_on_every_machine():
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.text(max_size=60), st.integers(2, 2 ** 16))
+@given(st.text(max_size=60), st.integers(2, 2**16))
 def test_hashed_tokens_are_sorted_in_range_and_ignore_case(text, buckets):
     ids = hashed_tokens(text, buckets)
     assert (np.diff(ids.astype(int)) >= 0).all() and (ids.astype(int) < buckets).all()
@@ -87,7 +104,7 @@ def test_projection_keeps_cosines_of_counts():
     bags = [np.repeat(np.arange(40), c.astype(int)).astype(np.uint16) for c in counts]
     e = project_bag(bags, dim=384, buckets=40)
     unit = counts / np.linalg.norm(counts, axis=1, keepdims=True)
-    assert np.abs((e @ e.T).numpy() - unit @ unit.T).mean() < .06
+    assert np.abs((e @ e.T).numpy() - unit @ unit.T).mean() < 0.06
 
 
 def test_bag_and_one_hot_are_blocks():
@@ -96,7 +113,7 @@ def test_bag_and_one_hot_are_blocks():
         e = block.encode(["a b", "b a", "c d"])
         assert torch.allclose(e.norm(dim=1), torch.ones(3), atol=1e-5)
     bow, hot = HashedBagOfWords().encode(["a b", "b a"]), OneHotText().encode(["a b", "b a"])
-    assert torch.allclose(bow[0], bow[1]) and abs(hot[0] @ hot[1]) < .25
+    assert torch.allclose(bow[0], bow[1]) and abs(hot[0] @ hot[1]) < 0.25
 
 
 # ---------------------------------------------------------------- the cache
@@ -129,6 +146,7 @@ def test_a_stopped_run_keeps_what_it_had(tmp_path):
             if self.asked >= 32:
                 raise KeyboardInterrupt
             return super().encode(items)
+
     with pytest.raises(KeyboardInterrupt):
         embed_cached(Stops(), [f"t{i}" for i in range(40)], tmp_path, batch=1)
     block = Counting()
@@ -168,13 +186,13 @@ def test_minilm_does_not_depend_on_batching_or_case(minilm):
     texts = [f"word {'and more ' * (i % 7)}{i}" for i in range(20)]
     one_by_one = torch.cat([minilm.encode([t]) for t in texts])
     assert torch.allclose(minilm.encode(texts), one_by_one, atol=1e-5)
-    assert torch.allclose(minilm.encode(["Tea In China"]), minilm.encode(["tea in china"]), atol=1e-6)   # A21
+    assert torch.allclose(minilm.encode(["Tea In China"]), minilm.encode(["tea in china"]), atol=1e-6)  # A21
 
 
 def test_bf16_stays_close(minilm):
     texts = ["I like royal blue.", "Where does coffee come from?", "It moved in the wind."]
     half = encoders.MiniLM("bf16")
-    assert half.name != minilm.name and (minilm.encode(texts) * half.encode(texts)).sum(1).min() > .999
+    assert half.name != minilm.name and (minilm.encode(texts) * half.encode(texts)).sum(1).min() > 0.999
 
 
 def test_wrong_weights_and_settings_are_refused(tmp_path, monkeypatch):
@@ -187,7 +205,7 @@ def test_wrong_weights_and_settings_are_refused(tmp_path, monkeypatch):
         encoders.MiniLM(path=tmp_path / "absent")
     monkeypatch.setattr(encoders, "_packaged_weights", lambda: None)
     monkeypatch.setattr("huggingface_hub.snapshot_download", _unreachable)
-    with pytest.raises(DataError, match="not found here and the hub cannot be reached.*dualppo.bench.build"):
+    with pytest.raises(DataError, match="not found here and the hub cannot be reached.*dualppo.build"):
         encoders.minilm_folder()
 
 
@@ -196,5 +214,7 @@ def _unreachable(*_, **__):
 
 
 def test_identity():
-    assert encoders.encoder_identity() == {"name": "sentence-transformers/all-MiniLM-L6-v2",
-                                           "sha256": encoders.ENCODER_SHA256}
+    assert encoders.encoder_identity() == {
+        "name": "sentence-transformers/all-MiniLM-L6-v2",
+        "sha256": encoders.ENCODER_SHA256,
+    }

@@ -30,15 +30,24 @@ def test_int8_keeps_the_cosine():
     assert (1 - (x * back).sum(1)).max() < 2e-4
 
 
-@pytest.mark.parametrize("break_it, words", [
-    (lambda t, m: t.pop("turn"), "'turn' is missing"),
-    (lambda t, m: t.update({"query.scale": t["query.scale"].index_fill(0, torch.tensor([7]), float("nan"))}), "'query.scale', row 7"),
-    (lambda t, m: t.update({"kind": t["kind"][:-1]}), "has shape"),
-    (lambda t, m: t.update({"p_harm.tcc": t["p_harm.tcc"] + 1}), "probability in [0, 1]"),
-    (lambda t, m: t.update({"owner": t["owner"].index_fill(0, torch.tensor([0]), 10**6)}), "'owner' must name an exchange"),
-    (lambda t, m: m.update({"schema": "dualppo-features/0"}), "this version reads"),
-    (lambda t, m: m.pop("card"), "the card is missing"),
-])
+@pytest.mark.parametrize(
+    "break_it, words",
+    [
+        (lambda t, m: t.pop("turn"), "'turn' is missing"),
+        (
+            lambda t, m: t.update({"query.scale": t["query.scale"].index_fill(0, torch.tensor([7]), float("nan"))}),
+            "'query.scale', row 7",
+        ),
+        (lambda t, m: t.update({"kind": t["kind"][:-1]}), "has shape"),
+        (lambda t, m: t.update({"p_harm.tcc": t["p_harm.tcc"] + 1}), "probability in [0, 1]"),
+        (
+            lambda t, m: t.update({"owner": t["owner"].index_fill(0, torch.tensor([0]), 10**6)}),
+            "'owner' must name an exchange",
+        ),
+        (lambda t, m: m.update({"schema": "dualppo-features/0"}), "this version reads"),
+        (lambda t, m: m.pop("card"), "the card is missing"),
+    ],
+)
 def test_a_broken_file_is_refused_with_one_sentence(toy, tmp_path, break_it, words):
     tensors, meta = load_file(toy), {"schema": SCHEMA, "card": "{}"}
     break_it(tensors, meta)
@@ -63,20 +72,27 @@ def test_what_is_no_features_file_is_refused(tmp_path, content):
 def test_the_shipped_file_is_small_complete_and_without_text():
     features = load_features()
     assert embedded_path().stat().st_size <= 20_000_000
-    assert len(features) == 7305 and set(features.p_harm) == {"tox_block", "tcc", "head"} and set(KINDS) == {KINDS[k] for k in features.kind.unique()}
+    assert (
+        len(features) == 7305
+        and set(features.p_harm) == {"tox_block", "tcc", "head"}
+        and set(KINDS) == {KINDS[k] for k in features.kind.unique()}
+    )
     assert json.loads(embedded_path().with_suffix(".json").read_text()) == features.card
     assert sum(r["exchanges"] for r in features.card["removed"]) == 499
 
 
 def test_a_slice_rebuilt_from_the_texts_is_the_shipped_one(shared_data, tmp_path):
     from dualppo.bench.build import build
-    card = build(shared_data, tmp_path / "slice.safetensors", limit=24, report=lambda text: None, cache=tmp_path / "cache")
+
+    card = build(
+        shared_data, tmp_path / "slice.safetensors", limit=24, report=lambda text: None, cache=tmp_path / "cache"
+    )
     part, whole = load_features(tmp_path / "slice.safetensors"), load_features()
     assert card["sources"] == whole.card["sources"] and card["removed"] == whole.card["removed"]
     for name in ("query", "knowledge"):
         assert (getattr(part, name)[:24] * getattr(whole, name)[:24]).sum(1).min() > 0.999
     for kind in (0, 5):  # references and refusals; the tail an exchange gets depends on how many there are
-        mine, theirs = part.bank(kind), whole.bank(kind)[:len(part.bank(kind))]
+        mine, theirs = part.bank(kind), whole.bank(kind)[: len(part.bank(kind))]
         assert (part.pool[mine] * whole.pool[theirs]).sum(1).min() > 0.999
         for harm in whole.p_harm:
             assert (part.p_harm[harm][mine] - whole.p_harm[harm][theirs]).abs().max() < 0.01

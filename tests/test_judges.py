@@ -1,4 +1,5 @@
 """The attribution judge: features, fitting, folds without leaks, the shipped weights and their published agreement."""
+
 import json
 from pathlib import Path
 
@@ -7,8 +8,18 @@ import pytest
 import torch
 
 from dualppo.text.data import DataError
-from dualppo.bench.judges import (BEGIN_FILES, AttributionJudge, Begin, JudgeWeights, agreement, choose_strength, fit_judge,
-                            held_out, judge_features, read_begin)
+from dualppo.bench.judges import (
+    BEGIN_FILES,
+    AttributionJudge,
+    Begin,
+    JudgeWeights,
+    agreement,
+    choose_strength,
+    fit_judge,
+    held_out,
+    judge_features,
+    read_begin,
+)
 
 PUBLISHED = Path(__file__).parents[1] / "outputs" / "published" / "judge.json"
 
@@ -33,7 +44,7 @@ def test_judge_is_a_probability_row_by_row():
     p = judge(q, k, r)
     assert p.shape == (7,) and 0 < p.min() and p.max() < 1
     torch.testing.assert_close(judge(q[2:3], k[2:3], r[2:3]), p[2:3])
-    assert (judge.good(q, k, r) == (p > .5)).all()
+    assert (judge.good(q, k, r) == (p > 0.5)).all()
     assert (judge(q, k, k) > p).all(), "a copy of the knowledge is more attributable than a random reply"
     with pytest.raises(DataError, match="384"):
         judge(q[:, :5], k[:, :5], r[:, :5])
@@ -41,29 +52,35 @@ def test_judge_is_a_probability_row_by_row():
 
 def test_fit_folds_the_scaling_in_and_survives_constant_columns():
     rng = np.random.default_rng(0)
-    x = np.c_[rng.normal(size=(500, 3)) * [1, 100, .01] + 5, np.ones(500)]
+    x = np.c_[rng.normal(size=(500, 3)) * [1, 100, 0.01] + 5, np.ones(500)]
     y = (x[:, 0] > 5).astype(int)
-    w = fit_judge(x, y, .1)
+    w = fit_judge(x, y, 0.1)
     assert torch.isfinite(w.weight).all() and w.weight[3] == 0
-    assert np.mean(((x @ w.weight.numpy() + w.bias) > 0) == y) > .95
-    moved = fit_judge(x * 10, y, .1)
+    assert np.mean(((x @ w.weight.numpy() + w.bias) > 0) == y) > 0.95
+    moved = fit_judge(x * 10, y, 0.1)
     torch.testing.assert_close(moved.weight * 10, w.weight, rtol=1e-2, atol=1e-3)
 
 
 def test_held_out_never_trains_on_the_knowledge_it_grades():
     rng = np.random.default_rng(1)
     group = np.repeat(np.arange(60), 4)
-    x = np.eye(60)[group]                       # the features say only which knowledge it is
-    y = rng.integers(0, 2, 60)[group]           # and the label is a property of the knowledge
+    x = np.eye(60)[group]  # the features say only which knowledge it is
+    y = rng.integers(0, 2, 60)[group]  # and the label is a property of the knowledge
     from sklearn.model_selection import GroupKFold
+
     p = held_out(x, y, group, list(GroupKFold(5).split(x, y, group)))
-    assert agreement(y, p)["accuracy"] < .65 and np.isfinite(p).all()
+    assert agreement(y, p)["accuracy"] < 0.65 and np.isfinite(p).all()
     assert choose_strength(x, y, group) > 0
 
 
 def test_groups_ignore_case_and_spacing():
-    begin = Begin(["q"] * 3, ["A  fact.", "a fact. ", "another"], ["r"] * 3,
-                  np.array(["Fully attributable", "Generic", "Not fully attributable"]), np.array(["m"] * 3))
+    begin = Begin(
+        ["q"] * 3,
+        ["A  fact.", "a fact. ", "another"],
+        ["r"] * 3,
+        np.array(["Fully attributable", "Generic", "Not fully attributable"]),
+        np.array(["m"] * 3),
+    )
     assert begin.group[0] == begin.group[1] != begin.group[2] and begin.good.tolist() == [1, 0, 0]
 
 
@@ -81,7 +98,7 @@ def test_bad_begin_files_name_file_row_and_field(tmp_path):
 
 def test_agreement_knows_chance():
     y = np.array([0, 1] * 50)
-    assert agreement(y, y * .8 + .1)["kappa"] == 1 and agreement(y, np.full(100, .4))["kappa"] == 0
+    assert agreement(y, y * 0.8 + 0.1)["kappa"] == 1 and agreement(y, np.full(100, 0.4))["kappa"] == 0
 
 
 def test_shipped_judge_matches_its_published_figures():
@@ -89,7 +106,7 @@ def test_shipped_judge_matches_its_published_figures():
     for field in ("sha256", "encoder", "C", "sources", "attribution", "licence", "labels"):
         assert card[field], field
     assert card["licence"] == "CC-BY-4.0" and card["measured"]["grouped"] == report["grouped"]
-    assert report["grouped"]["kappa"] > .45 and report["labels"]["Generic"] == 2
+    assert report["grouped"]["kappa"] > 0.45 and report["labels"]["Generic"] == 2
     assert sum(b["rows"] for b in report["calibration"]) == report["rows"] == 2233
 
 
@@ -104,9 +121,11 @@ def test_begin_counts_and_refit_on_real_labels(shared_data):
     rows = np.arange(0, 2233, 12)
     pick = lambda texts: encode([texts[i] for i in rows])
     p = AttributionJudge()(pick(begin.query), pick(begin.knowledge), pick(begin.reply)).numpy()
-    assert agreement(begin.good[rows], p)["auc"] > .85     # rows it was fitted on: only that weights and features belong together
+    assert (
+        agreement(begin.good[rows], p)["auc"] > 0.85
+    )  # rows it was fitted on: only that weights and features belong together
 
 
 def test_wrong_weights_are_refused():
     with pytest.raises(DataError):
-        AttributionJudge(JudgeWeights(torch.zeros(3), 0.))(unit(1, 0), unit(1, 1), unit(1, 2))
+        AttributionJudge(JudgeWeights(torch.zeros(3), 0.0))(unit(1, 0), unit(1, 1), unit(1, 2))

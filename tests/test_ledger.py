@@ -7,7 +7,19 @@ import numpy as np
 import pytest
 
 from dualppo.papers.claims import arithmetic
-from dualppo.papers.ledger import Evidence, Verdict, claimed, compared, first_screen, gather, judged, ledger, printed_numbers, size_entries, to_markdown
+from dualppo.papers.ledger import (
+    Evidence,
+    Verdict,
+    claimed,
+    compared,
+    first_screen,
+    gather,
+    judged,
+    ledger,
+    printed_numbers,
+    size_entries,
+    to_markdown,
+)
 from dualppo.methods.rows import all_methods
 from dualppo.papers.registration import Analysis, registration
 from dualppo.papers.stats import Answer, Estimate, answers, detectable
@@ -16,8 +28,18 @@ from dualppo.papers.stats import Answer, Estimate, answers, detectable
 def record(method: str, values: np.ndarray, setting: str = "stress") -> dict:
     """A run whose three primary metrics are the same numbers, twenty dialogues a seed."""
     names = ("average_reward", "harm", "good")
-    return {"method": method, "setting": setting,
-            "results": [{"seed": i, "test": dict.fromkeys(names, float(v)), "dialogues": {"states": [2] * 20} | dict.fromkeys(names, [2 * float(v)] * 20)} for i, v in enumerate(values)]}
+    return {
+        "method": method,
+        "setting": setting,
+        "results": [
+            {
+                "seed": i,
+                "test": dict.fromkeys(names, float(v)),
+                "dialogues": {"states": [2] * 20} | dict.fromkeys(names, [2 * float(v)] * 20),
+            }
+            for i, v in enumerate(values)
+        ],
+    }
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +59,32 @@ def test_every_claim_names_a_registered_comparison():
     questions = {c.id: c for c in plan.comparisons}
     for _, _, _, question, sign, metric, _ in claimed():
         c = questions[question]
-        assert Analysis(question, (c.arm, c.base), (metric,)).check(plan) and sign in ((0,) if question == "learned_same" else (1, -1)) and {c.arm, c.base} <= set(all_methods())
+        assert (
+            Analysis(question, (c.arm, c.base), (metric,)).check(plan)
+            and sign in ((0,) if question == "learned_same" else (1, -1))
+            and {c.arm, c.base} <= set(all_methods())
+        )
 
 
-@pytest.mark.parametrize("shift, verdicts", [(0.05, {"C5": {"direction only", "contradicted"}}), (-0.05, {"C5": {"contradicted", "direction only"}}), (0.0, {"C5": {"not found"}})])
+@pytest.mark.parametrize(
+    "shift, verdicts",
+    [
+        (0.05, {"C5": {"direction only", "contradicted"}}),
+        (-0.05, {"C5": {"contradicted", "direction only"}}),
+        (0.0, {"C5": {"not found"}}),
+    ],
+)
 def test_learned_against_fixed(base, shift, verdicts):
     noise = np.random.default_rng(1).normal(0, 0.001, 12)
     found = ledger(evidence(record("dual_ppo_bandit", base + shift + noise), record("fixed_weights_bandit", base)))
     lines = {e.claim: e.verdict for e in found if e.id == "C5" and e.setting == "stress" and "beat" in e.claim}
     assert set(lines.values()) == verdicts["C5"]
     same = [e for e in found if e.id == "C5" and e.setting == "stress" and "equivalent" in e.claim]
-    assert {e.verdict for e in same} == {"not shown to be equivalent" if shift else "equivalent"} and "margin ± 0.005" in same[0].why and "margin ± 1 pp" in same[1].why
+    assert (
+        {e.verdict for e in same} == {"not shown to be equivalent" if shift else "equivalent"}
+        and "margin ± 0.005" in same[0].why
+        and "margin ± 1 pp" in same[1].why
+    )
     if shift:
         assert (lines["learned weights beat fixed ones: reward"] == "direction only") == (shift > 0)
 
@@ -60,24 +97,51 @@ def test_padding_that_changes_nothing_contradicts_the_claim(base):
 
 def test_what_was_not_run_is_not_claimed(base):
     found = ledger(evidence(record("dual_ppo", base)))
-    assert {e.verdict for e in found if e.id in ("C2", "C3", "C5")} == {"not yet measured"} and all(not e.ours for e in found if e.verdict == "not yet measured")
+    assert {e.verdict for e in found if e.id in ("C2", "C3", "C5")} == {"not yet measured"} and all(
+        not e.ours for e in found if e.verdict == "not yet measured"
+    )
 
 
 def test_a_printed_number_is_reproduced_only_if_it_lies_in_the_interval():
     near = printed_numbers(evidence(record("dual_ppo", np.full(10, 0.71) + np.linspace(-0.01, 0.01, 10))), "stress")
-    assert {e.claim.split(": ")[1]: e.verdict for e in near} == {"Helpfulness %": "not reproducible as specified", "Harmfulness %": "not reproducible as specified", "Avg. reward": "reproduced"}
+    assert {e.claim.split(": ")[1]: e.verdict for e in near} == {
+        "Helpfulness %": "not reproducible as specified",
+        "Harmfulness %": "not reproducible as specified",
+        "Avg. reward": "reproduced",
+    }
 
 
 def test_runs_that_were_not_registered_are_marked(base):
-    found = compared("C7", "x", "y", "mask", -1, "harm", "stress", evidence(record("dual_ppo_bandit", base - 0.1), record("wo_mask_bandit", base), profile="quick"), "06_masking")
+    found = compared(
+        "C7",
+        "x",
+        "y",
+        "mask",
+        -1,
+        "harm",
+        "stress",
+        evidence(record("dual_ppo_bandit", base - 0.1), record("wo_mask_bandit", base), profile="quick"),
+        "06_masking",
+    )
     assert found.exploratory and "†" in to_markdown([found]) and found.verdict == "direction only"
 
 
 def test_a_verdict_is_one_of_the_words(base):
     words = set(get_args(Verdict))
     assert {"reproduced", "direction only", "not reproducible as specified", "contradicted by its own table"} <= words
-    told = ("larger", "smaller", "no difference found", "too few seeds to tell", "equivalent", "not shown to be equivalent")
-    assert {judged(sign, Answer("x", "stress", "harm", Estimate(0.5, 0.4, 0.6, 20), 0.2, 0.2, 0.9, word)) for word in told for sign in (1, -1)} <= words
+    told = (
+        "larger",
+        "smaller",
+        "no difference found",
+        "too few seeds to tell",
+        "equivalent",
+        "not shown to be equivalent",
+    )
+    assert {
+        judged(sign, Answer("x", "stress", "harm", Estimate(0.5, 0.4, 0.6, 20), 0.2, 0.2, 0.9, word))
+        for word in told
+        for sign in (1, -1)
+    } <= words
     assert {e.verdict for e in ledger(evidence(record("dual_ppo", base), record("sft", base - 0.1)))} <= words
 
 
@@ -85,13 +149,20 @@ def test_all_eight_claims_and_every_derived_number_stand_in_the_ledger(tmp_path)
     found = ledger(gather(tmp_path))
     assert {e.id for e in found} == {"C2", "C3", "C4", "C5", "C6", "C7", "C8", "ours", "M"}  # C1 needs runs
     assert [e.claim for e in found if e.id == "C4"] == [c.claim for c in arithmetic()]
-    assert all(any(number in e.printed for e in found if e.id == "C4") for number in ("36.08", "48.55", "± 3.9", "17.2", "-5.2", "-7.2", "8.9", "1.7"))
+    assert all(
+        any(number in e.printed for e in found if e.id == "C4")
+        for number in ("36.08", "48.55", "± 3.9", "17.2", "-5.2", "-7.2", "8.9", "1.7")
+    )
 
 
 def test_the_size_of_the_data_is_counted_where_it_can_be():
     together, kept, removed = size_entries({"exchanges": 90, "removed": [{"exchanges": 4}, {"exchanges": 6}]})
     assert together.verdict == "reproduced" and together.printed == together.ours == kept.printed == "18,430"
-    assert removed.printed == "412" and removed.ours == "10 of 100" and kept.verdict == removed.verdict == "not reproducible as specified"
+    assert (
+        removed.printed == "412"
+        and removed.ours == "10 of 100"
+        and kept.verdict == removed.verdict == "not reproducible as specified"
+    )
 
 
 def test_no_runs_at_all(tmp_path):
@@ -99,11 +170,17 @@ def test_no_runs_at_all(tmp_path):
     assert all("not yet measured" in line for line in first_screen(nothing)) and "|" in to_markdown(ledger(nothing))
 
 
-@pytest.mark.parametrize("shift, answer", [(0.05, "**Yes.**"), (-0.05, "**No, they are worse.**"), (0.0, "**No, they are equivalent.**")])
+@pytest.mark.parametrize(
+    "shift, answer", [(0.05, "**Yes.**"), (-0.05, "**No, they are worse.**"), (0.0, "**No, they are equivalent.**")]
+)
 def test_the_first_screen_answers_in_a_word(base, shift, answer):
     noise = np.random.default_rng(1).normal(0, 0.001, 12)
-    lines = first_screen(evidence(record("dual_ppo_bandit", base + shift + noise), record("fixed_weights_bandit", base)))
-    assert lines[1].startswith(f"**Are learned weights better than fixed ones?** {answer} Average") and [line.count("?** **") for line in lines] == [0, 1, 0, 0]
+    lines = first_screen(
+        evidence(record("dual_ppo_bandit", base + shift + noise), record("fixed_weights_bandit", base))
+    )
+    assert lines[1].startswith(f"**Are learned weights better than fixed ones?** {answer} Average") and [
+        line.count("?** **") for line in lines
+    ] == [0, 1, 0, 0]
 
 
 def test_a_verdict_needs_a_test():
@@ -122,4 +199,9 @@ def test_not_found_says_what_would_have_been(base):
 
 def test_a_report_of_nothing_is_one_sentence(tmp_path, capsys):
     from dualppo.cli import main
-    assert main(["report", "--outputs", str(tmp_path)]) == 2 and "no run of the profiles" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+    assert (
+        main(["report", "--outputs", str(tmp_path)]) == 2
+        and "no run of the profiles" in capsys.readouterr().err
+        and not list(tmp_path.iterdir())
+    )

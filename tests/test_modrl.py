@@ -46,6 +46,7 @@ def gradients(k, p, kind="full", seed=0):
 @pytest.mark.parametrize("kind", ["full", "rank one", "zero"])
 def test_12_alignment_equals_torchjd(k, scale, kind):
     from torchjd.aggregation import AlignedMTL
+
     g = gradients(k, 40, kind, seed=k)
     theirs = AlignedMTL(pref_vector=torch.full((k,), 1 / k), scale_mode=scale)(g)
     assert torch.allclose(alignment(g, scale).mean(0) @ g, theirs, atol=1e-6)
@@ -57,7 +58,7 @@ def test_12_aligned_gradients_are_orthogonal_and_as_long_as_the_smallest_singula
     g = gradients(k, 30, seed=seed).double()
     aligned = alignment(g) @ g
     least = torch.linalg.svdvals(g).amin()
-    assert torch.allclose(aligned @ aligned.T, least ** 2 * torch.eye(k, dtype=torch.double), atol=1e-8)
+    assert torch.allclose(aligned @ aligned.T, least**2 * torch.eye(k, dtype=torch.double), atol=1e-8)
     polar = torch.linalg.svd(g.T, full_matrices=False)
     assert torch.allclose(aligned.T, least * polar.U @ polar.Vh, atol=1e-8)  # M18: the polar factor, scaled
 
@@ -65,14 +66,14 @@ def test_12_aligned_gradients_are_orthogonal_and_as_long_as_the_smallest_singula
 def test_12_alignment_of_a_stack_is_that_of_each():
     g = torch.stack([gradients(3, 20, seed=s) for s in range(4)])
     assert torch.allclose(alignment(g)[2], alignment(g[2]), atol=1e-6)
-    w = torch.tensor([.2, .3, .5])
+    w = torch.tensor([0.2, 0.3, 0.5])
     assert torch.allclose(aggregator("amtl", w, "rmse")(g)[1], (alignment(g[1], "rmse") @ w) @ g[1], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["pcgrad", "cagrad", "nash_mtl", "mgda", "graddrop"])
 def test_other_aggregators_do_no_harm_to_two_equal_gradients(name):
     one = torch.randn(1, 30, generator=torch.Generator().manual_seed(0))
-    update = aggregator(name, torch.tensor([.5, .5]), runs=1)(one.repeat(2, 1)[None])[0]
+    update = aggregator(name, torch.tensor([0.5, 0.5]), runs=1)(one.repeat(2, 1)[None])[0]
     assert torch.nn.functional.cosine_similarity(update, one[0], dim=0) > 0.999 and update.norm() > 0
 
 
@@ -90,16 +91,23 @@ def test_geometry_of_orthogonal_equal_and_opposite_gradients():
 
 @pytest.mark.parametrize("lam,beta", [(0.95, 0.0), (0.95, 0.01), (0.3, 0.5)])
 def test_13_apa_comes_to_rest_at_the_tilted_policy(lam, beta):
-    r, start = torch.tensor([1.0, 0.2, -0.5, 0.1], dtype=torch.double), torch.tensor([.1, .4, .3, .2], dtype=torch.double).log()
-    z = (start + r / (lam + beta)).requires_grad_(True)     # at the claimed fixed point the exact on-policy gradient must vanish
+    r, start = (
+        torch.tensor([1.0, 0.2, -0.5, 0.1], dtype=torch.double),
+        torch.tensor([0.1, 0.4, 0.3, 0.2], dtype=torch.double).log(),
+    )
+    z = (start + r / (lam + beta)).requires_grad_(
+        True
+    )  # at the claimed fixed point the exact on-policy gradient must vanish
     logp = z.log_softmax(0)
     pi = logp.detach().exp()
     paid = kl_penalised(r[:, None], logp.detach(), start, beta)
     advantage = paid - (pi[:, None] * paid).sum(0)
-    per_action = torch.stack([apa_loss(logp[j:j + 1], start[j:j + 1], advantage[j:j + 1], lam)[0] for j in range(4)])
+    per_action = torch.stack(
+        [apa_loss(logp[j : j + 1], start[j : j + 1], advantage[j : j + 1], lam)[0] for j in range(4)]
+    )
     (slope,) = torch.autograd.grad(pi @ per_action, z)
     assert slope.abs().max() < 1e-12
-    other = start.clone().requires_grad_(True)              # and nowhere near it elsewhere
+    other = start.clone().requires_grad_(True)  # and nowhere near it elsewhere
     logp = other.log_softmax(0)
     pi = logp.detach().exp()
     advantage = r - pi @ r
@@ -110,9 +118,13 @@ def test_13_apa_comes_to_rest_at_the_tilted_policy(lam, beta):
 def test_14_without_alignment_the_gradient_is_that_of_so_weighted():
     g = torch.Generator().manual_seed(0)
     logp = torch.randn(9, dtype=torch.double, generator=g, requires_grad=True)
-    start, a, w = torch.randn(9, dtype=torch.double, generator=g), torch.randn(9, 3, dtype=torch.double, generator=g), torch.tensor([.2, .3, .5], dtype=torch.double)
-    (summed,) = torch.autograd.grad(w @ apa_loss(logp, start, a, .95), logp)
-    (single,) = torch.autograd.grad(apa_loss(logp, start, (a @ w)[:, None], .95)[0], logp)
+    start, a, w = (
+        torch.randn(9, dtype=torch.double, generator=g),
+        torch.randn(9, 3, dtype=torch.double, generator=g),
+        torch.tensor([0.2, 0.3, 0.5], dtype=torch.double),
+    )
+    (summed,) = torch.autograd.grad(w @ apa_loss(logp, start, a, 0.95), logp)
+    (single,) = torch.autograd.grad(apa_loss(logp, start, (a @ w)[:, None], 0.95)[0], logp)
     assert torch.allclose(summed, single, atol=1e-12)
 
 
@@ -132,8 +144,14 @@ def test_k_gradients_in_one_pass_equal_k_backward_passes(splits):
     states = [t[0] for t in memory.states]
     parameters = list(policy.scorer.parameters())
     for k in range(2):
-        logp = modrl.log_probs(policy.scorer, "off", dict(policy.scorer.named_parameters()), *states).gather(1, memory.action[0][:, None]).squeeze(1)
-        rows = torch.autograd.grad(apa_loss(logp, memory.reference[0], memory.advantage[0], BRIEF.apa_lambda)[k], parameters)
+        logp = (
+            modrl.log_probs(policy.scorer, "off", dict(policy.scorer.named_parameters()), *states)
+            .gather(1, memory.action[0][:, None])
+            .squeeze(1)
+        )
+        rows = torch.autograd.grad(
+            apa_loss(logp, memory.reference[0], memory.advantage[0], BRIEF.apa_lambda)[k], parameters
+        )
         assert torch.allclose(found[k], torch.cat([r.flatten() for r in rows]), atol=2e-5, rtol=1e-4)
 
 
@@ -141,7 +159,7 @@ def test_k_gradients_in_one_pass_equal_k_backward_passes(splits):
 def test_the_gradient_written_out_equals_the_vectorised_product(splits, mask):
     config = replace(BRIEF, mask=mask, loss="ppo" if mask == "on" else "apa", lr=1e-3)
     m = MODRL([splits, splits], config, [0, 1])
-    m.improve(m.roll_out())                                                         # away from the start, where the last layer is zero
+    m.improve(m.roll_out())  # away from the start, where the last layer is zero
     memory = m.roll_out()
     inputs = (memory.states, memory.action, memory.reference, memory.advantage)
     pull = partial(apa_pull, lam=config.apa_lambda) if config.loss == "apa" else partial(ppo_pull, clip=config.clip)
@@ -174,23 +192,37 @@ def test_one_action_makes_gae_a_difference():
 def test_rewards_are_processed_as_written():
     raw = torch.randn(64, 2) * torch.tensor([3.0, 0.1]) + 5
     white = whiten(raw)
-    assert torch.allclose(white.mean(0), torch.zeros(2), atol=1e-5) and torch.allclose(white.std(0, unbiased=False), torch.ones(2), atol=1e-3)
+    assert torch.allclose(white.mean(0), torch.zeros(2), atol=1e-5) and torch.allclose(
+        white.std(0, unbiased=False), torch.ones(2), atol=1e-3
+    )
     assert torch.equal(whiten(torch.ones(5, 1)), torch.zeros(5, 1))
     assert torch.isfinite(logit(torch.tensor([0.0, 1.0]))).all()
-    assert piecewise(torch.tensor([.9, .9, .1]), torch.tensor([.4, .5, .9]), .5).tolist() == pytest.approx([.4, .9, .1])
+    assert piecewise(torch.tensor([0.9, 0.9, 0.1]), torch.tensor([0.4, 0.5, 0.9]), 0.5).tolist() == pytest.approx(
+        [0.4, 0.9, 0.1]
+    )
 
 
 def test_three_objectives_train_as_two_do(splits):
     words = torch.from_numpy(np.diff(load_features().tokens["pool"].offsets)).float()
     brevity = lambda env: 1 / (1 + words[env.cand])
-    three = replace(splits, **{name: add_objective(getattr(splits, name), "brevity", brevity) for name in ("train", "dev_weights", "dev_stop", "test")})
-    short = train(three, replace(BRIEF, weights=(0.0, 0.0, 1.0), align="none", iterations=10, lr=1e-4), 0)     # all weight on the third objective
+    three = replace(
+        splits,
+        **{
+            name: add_objective(getattr(splits, name), "brevity", brevity)
+            for name in ("train", "dev_weights", "dev_stop", "test")
+        },
+    )
+    short = train(
+        three, replace(BRIEF, weights=(0.0, 0.0, 1.0), align="none", iterations=10, lr=1e-4), 0
+    )  # all weight on the third objective
     length = lambda policy: (all_log_probs(policy, three.dev_stop).exp() * words[three.dev_stop.cand]).sum(1).mean()
     assert length(short.policy) < length(modrl.networks(three.train, BRIEF, 0)[0]) - 0.2
     trained = train(three, replace(BRIEF, weights=(0.3, 0.3, 0.4)), 0)
     assert trained.curves[-1]["kl"] > 0 and trained.curves[-1]["condition"] >= 1
     m = MODRL([three], replace(BRIEF, weights=(0.3, 0.3, 0.4)), [0])
-    assert m.improve(m.roll_out()).keys() == {"condition", "cosine", "norm_ratio"} and m.critic.named["f.2.bias"].shape == (1, 3)
+    assert m.improve(m.roll_out()).keys() == {"condition", "cosine", "norm_ratio"} and m.critic.named[
+        "f.2.bias"
+    ].shape == (1, 3)
 
 
 def test_the_number_of_weights_must_fit(splits):
@@ -234,7 +266,13 @@ def test_win_rates_equal_enumeration_and_add_up(seed):
     value = torch.randint(0, 3, (3, 4), generator=g).float()
     found = win_rate(a, b, value)
     for s in range(3):
-        count = sum(a[s, i].exp() * b[s, j].exp() * (1.0 if value[s, i] > value[s, j] else 0.5 if value[s, i] == value[s, j] else 0.0) for i in range(4) for j in range(4))
+        count = sum(
+            a[s, i].exp()
+            * b[s, j].exp()
+            * (1.0 if value[s, i] > value[s, j] else 0.5 if value[s, i] == value[s, j] else 0.0)
+            for i in range(4)
+            for j in range(4)
+        )
         assert found[s] == pytest.approx(float(count), abs=1e-5)
     assert torch.allclose(found + win_rate(b, a, value), torch.ones(3), atol=1e-5)
 
@@ -242,14 +280,23 @@ def test_win_rates_equal_enumeration_and_add_up(seed):
 def test_a_policy_draws_with_itself_and_rivals_are_graded(splits):
     config = replace(BRIEF, rewards="models", iterations=1, rivals=True)
     found = compare(train(splits, config, 0), splits, config, 0)
-    assert set(found["wins"]) == {"start", *rivals(config)} and set(found["wins"]["start"]) == {"RMhelp", "RMsafe", "cosine", "attribution", "harm", "grader"}
+    assert set(found["wins"]) == {"start", *rivals(config)} and set(found["wins"]["start"]) == {
+        "RMhelp",
+        "RMsafe",
+        "cosine",
+        "attribution",
+        "harm",
+        "grader",
+    }
     assert all(0 <= rate <= 1 and error >= 0 for judges in found["wins"].values() for rate, error in judges.values())
     start = all_log_probs(modrl.networks(splits.train, config, 0)[0], splits.test)
     assert win_rate(start, start, splits.test.similarity).mean() == pytest.approx(0.5, abs=1e-5)
 
 
 def test_reward_models_see_no_test_dialogue(splits):
-    spoilt = replace(splits, test=replace(splits.test, anchor=torch.zeros_like(splits.test.anchor)), dev_weights=splits.train)
+    spoilt = replace(
+        splits, test=replace(splits.test, anchor=torch.zeros_like(splits.test.anchor)), dev_weights=splits.train
+    )
     config = replace(BRIEF, rewards="models")
     assert torch.equal(MODRL([splits], config, [0]).raw[0], MODRL([spoilt], config, [0]).raw[0])
 
@@ -261,15 +308,29 @@ def test_aligned_ppo_without_alignment_steps_along_the_weighted_sum(splits):
     env, scorer = learner.env, learner.policy.scorer
     inputs = (env.x[s], env.anchor[s], torch.nn.functional.embedding(env.cand[s], env.pool), env.allowed[s])
     parameters = {name: p.detach() for name, p in scorer.named_parameters()}
-    rows = objective_gradients(partial(modrl.log_probs, scorer, c.mask), partial(ppo_pull, clip=c.clip), parameters, inputs, a, old, roll.advantage[:16])
+    rows = objective_gradients(
+        partial(modrl.log_probs, scorer, c.mask),
+        partial(ppo_pull, clip=c.clip),
+        parameters,
+        inputs,
+        a,
+        old,
+        roll.advantage[:16],
+    )
     logp = learner.policy(env, s).gather(1, a[:, None]).squeeze(1)
     for k in range(2):
-        wanted = torch.autograd.grad(clipped_surrogate(logp, old, roll.advantage[:16, k], c.clip), list(scorer.parameters()), retain_graph=True)
+        wanted = torch.autograd.grad(
+            clipped_surrogate(logp, old, roll.advantage[:16, k], c.clip), list(scorer.parameters()), retain_graph=True
+        )
         assert torch.allclose(rows[k], torch.cat([w.flatten() for w in wanted]), atol=1e-6)
 
 
 def test_aligned_ppo_refuses_what_it_cannot_do():
-    for change, words in (({"critic": "scalar"}, "known: vector"), ({"advantage": "exact"}, "advantage cannot be 'exact'"), ({"kl_coef": 0.1}, "no KL or entropy term")):
+    for change, words in (
+        ({"critic": "scalar"}, "known: vector"),
+        ({"advantage": "exact"}, "advantage cannot be 'exact'"),
+        ({"kl_coef": 0.1}, "no KL or entropy term"),
+    ):
         with pytest.raises(ValueError, match=words):
             AlignedPPOConfig(**change)
 
@@ -279,8 +340,15 @@ def test_the_vectorised_product_holds_for_a_stack():
     layer = torch.nn.Linear(5, 4)
     forward = lambda p, x: torch.func.functional_call(layer, p, (x,)).log_softmax(-1)
     stack = {"weight": torch.randn(2, 4, 5, generator=g), "bias": torch.randn(2, 4, generator=g)}
-    x, action, zero, a = torch.randn(2, 7, 5, generator=g), torch.randint(0, 4, (2, 7), generator=g), torch.zeros(2, 7), torch.randn(2, 7, 3, generator=g)
+    x, action, zero, a = (
+        torch.randn(2, 7, 5, generator=g),
+        torch.randint(0, 4, (2, 7), generator=g),
+        torch.zeros(2, 7),
+        torch.randn(2, 7, 3, generator=g),
+    )
     pull = partial(apa_pull, lam=0.5)
     both = vmap(partial(objective_gradients, forward, pull))(stack, (x,), action, zero, a)
-    one = objective_gradients(forward, pull, {name: v[1] for name, v in stack.items()}, (x[1],), action[1], zero[1], a[1])
+    one = objective_gradients(
+        forward, pull, {name: v[1] for name, v in stack.items()}, (x[1],), action[1], zero[1], a[1]
+    )
     assert both.shape == (2, 3, 24) and torch.allclose(both[1], one, atol=1e-6)

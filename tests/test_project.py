@@ -52,7 +52,10 @@ def requirements() -> dict[str, list[str]]:
 def versioned_files() -> list[Path]:
     """Every file that is, or could be, committed."""
     listing = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     if listing.returncode:
         pytest.skip("not a git checkout")
@@ -70,15 +73,20 @@ def code_of(path: Path) -> str:
 
 # ---- one configuration
 
+
 def test_pyproject_and_settings_agree():
     """nbdev and pip read pyproject.toml, setup.py reads settings.ini: what both name is the same, and little is."""
     document, ini = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8")), settings()
     project, nbdev = document["project"], document["tool"]["nbdev"]
     assert project["name"] == ini["lib_name"]
     common = ini.keys() & (project.keys() | nbdev.keys())
-    assert common == {"lib_path"}, "one file is enough for a setting: name, version and requirements stand in settings.ini"
+    assert common == {"lib_path"}, (
+        "one file is enough for a setting: name, version and requirements stand in settings.ini"
+    )
     assert nbdev["lib_path"] == ini["lib_path"]
-    assert set(project) == {"name", "description", "urls", "dynamic"}, "the rest comes from settings.ini through setup.py"
+    assert set(project) == {"name", "description", "urls", "dynamic"}, (
+        "the rest comes from settings.ini through setup.py"
+    )
     assert {"version", "dependencies", "optional-dependencies", "scripts"} <= set(project["dynamic"])
 
 
@@ -91,8 +99,12 @@ def test_nbdev_reads_what_pyproject_says():
     assert cfg.lib_path == ROOT / "dualppo" and cfg.nbs_path == ROOT / "nbs"
     assert cfg.description == document["project"]["description"] and cfg.version == settings()["version"]
     assert links["Source"] == cfg.git_url and links["Changelog"] == f"{cfg.git_url}/blob/{cfg.branch}/CHANGELOG.md"
-    assert dualppo_index()["settings"]["git_url"] == links["Source"], "dualppo/_modidx.py has lost its link: run nbdev-export"
-    assert not cfg.doc_host, "nbdev-export would write an address into every module: their hash is part of each published run"
+    assert dualppo_index()["settings"]["git_url"] == links["Source"], (
+        "dualppo/_modidx.py has lost its link: run nbdev-export"
+    )
+    assert not cfg.doc_host, (
+        "nbdev-export would write an address into every module: their hash is part of each published run"
+    )
 
 
 def test_version_is_the_same_everywhere():
@@ -139,6 +151,7 @@ def test_carriers_are_pinned_by_hash_and_never_installed():
 
 # ---- the package is what the notebooks export
 
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
     """A copy of the project after nbdev-export and nbdev-clean, so that the checkout itself stays as it is."""
@@ -155,7 +168,9 @@ def exported(tmp_path_factory) -> Path:
 
 def test_modules_are_exactly_what_the_notebooks_export(exported):
     fresh = sorted(p.relative_to(exported / "dualppo").as_posix() for p in (exported / "dualppo").rglob("*.py"))
-    assert sorted(p.relative_to(ROOT / "dualppo").as_posix() for p in MODULES) == fresh, "a module without a notebook, or the reverse: run nbdev-export"
+    assert sorted(p.relative_to(ROOT / "dualppo").as_posix() for p in MODULES) == fresh, (
+        "a module without a notebook, or the reverse: run nbdev-export"
+    )
     _, changed, missing = filecmp.cmpfiles(ROOT / "dualppo", exported / "dualppo", fresh, shallow=False)
     assert not changed + missing, f"dualppo/{changed + missing}: edit the notebook, then run nbdev-export"
 
@@ -189,7 +204,9 @@ def test_cleaning_keeps_what_papermill_and_the_pages_need(exported):
         cells = json.loads((exported / path.relative_to(ROOT)).read_text(encoding="utf-8"))["cells"]
         assert [c for c in cells if "parameters" in c["metadata"].get("tags", [])], f"{relative(path)} lost its tag"
     index = json.loads((exported / "nbs" / "index.ipynb").read_text(encoding="utf-8"))
-    shown = [out["metadata"] for c in index["cells"] for out in c.get("outputs", []) if "image/png" in out.get("data", {})]
+    shown = [
+        out["metadata"] for c in index["cells"] for out in c.get("outputs", []) if "image/png" in out.get("data", {})
+    ]
     assert {"image/png": {"width": 640}} in shown, "index.ipynb lost the width of its picture"
 
 
@@ -207,26 +224,44 @@ def test_each_run_template_has_one_parameters_cell():
 
 # The few places that may do what others may not, and why.
 ALLOWED = {
-    ("dualppo/methods/rows.py", "importlib.import_module"): "imports the modules of its own folder, whose names pkgutil lists",
-    ("dualppo/text/data.py", "urllib.request.urlopen"): "fetches the one archive, whose sha256 is pinned and checked before it is unpacked",
-    ("dualppo/text/encoders.py", "snapshot_download"): "fetches the encoder where its package is not installed; the weights' sha256 is pinned and checked",
+    (
+        "dualppo/methods/rows.py",
+        "importlib.import_module",
+    ): "imports the modules of its own folder, whose names pkgutil lists",
+    (
+        "dualppo/text/data.py",
+        "urllib.request.urlopen",
+    ): "fetches the one archive, whose sha256 is pinned and checked before it is unpacked",
+    (
+        "dualppo/text/encoders.py",
+        "snapshot_download",
+    ): "fetches the encoder where its package is not installed; the weights' sha256 is pinned and checked",
 }
 FETCHES = r"(.*\.)?(urlopen|urlretrieve|snapshot_download|hf_hub_download|load_state_dict_from_url|download_url_to_file)|(requests|httpx|aiohttp|hub|torch\.hub)\..*|socket\.create_connection"
-UNPICKLES = r"(c?[pP]ickle|_pickle|dill|cloudpickle|joblib|marshal|shelve|jsonpickle)\.(load|loads|open|decode|Unpickler)"
+UNPICKLES = (
+    r"(c?[pP]ickle|_pickle|dill|cloudpickle|joblib|marshal|shelve|jsonpickle)\.(load|loads|open|decode|Unpickler)"
+)
 
 
 def unsafe_calls(source: str, path: str = "") -> list[str]:
     """Calls in `source` through which a file or a string could run code, or something unverified could be fetched."""
     found = []
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and re.fullmatch(r"c?[pP]ickle|_pickle|dill|cloudpickle|joblib|marshal|shelve", node.module or ""):
+        if isinstance(node, ast.ImportFrom) and re.fullmatch(
+            r"c?[pP]ickle|_pickle|dill|cloudpickle|joblib|marshal|shelve", node.module or ""
+        ):
             found.append(f"from {node.module} import: unpickling runs whatever the file says")
         if not isinstance(node, ast.Call):
             continue
         called, keywords = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
         if re.fullmatch(r"(builtins\.)?(eval|exec|compile|__import__)|code\.interact|runpy\..*", called):
             found.append(f"{called}(): runs a string")
-        elif called.endswith("import_module") and (path, called) not in ALLOWED and not (node.args and isinstance(node.args[0], ast.Constant)) and path.startswith("dualppo/"):
+        elif (
+            called.endswith("import_module")
+            and (path, called) not in ALLOWED
+            and not (node.args and isinstance(node.args[0], ast.Constant))
+            and path.startswith("dualppo/")
+        ):
             found.append(f"{called}(): a name from data would be imported, that is, run")
         elif re.fullmatch(UNPICKLES, called):
             found.append(f"{called}(): unpickling runs whatever the file says")
@@ -236,39 +271,90 @@ def unsafe_calls(source: str, path: str = "") -> list[str]:
             found.append("torch.load() without weights_only=True unpickles: use safetensors")
         elif "trust_remote_code" in keywords:
             found.append("trust_remote_code: runs code from a hub")
-        elif keywords.get("shell", "False") != "False" or re.fullmatch(r"os\.(system|popen|spawn\w+)|subprocess\.get(status)?output|commands\..*|asyncio\.create_subprocess_shell", called):
+        elif keywords.get("shell", "False") != "False" or re.fullmatch(
+            r"os\.(system|popen|spawn\w+)|subprocess\.get(status)?output|commands\..*|asyncio\.create_subprocess_shell",
+            called,
+        ):
             found.append(f"{called}(): a shell runs it, and a file name could be a command")
-        elif re.fullmatch(r"yaml\.(load|load_all|unsafe_load\w*|full_load\w*)", called) and "SafeLoader" not in ast.unparse(node):
+        elif re.fullmatch(
+            r"yaml\.(load|load_all|unsafe_load\w*|full_load\w*)", called
+        ) and "SafeLoader" not in ast.unparse(node):
             found.append(f"{called}(): YAML tags make objects: use safe_load")
         elif re.search(r"\.extract(all)?$", called) or called.endswith("unpack_archive"):
             found.append(f"{called}(): members could be written anywhere: use extract_safely")
-        elif path.startswith(("dualppo/", "nbs/", "tools/")) and (path, called) not in ALLOWED and re.fullmatch(FETCHES, called):
+        elif (
+            path.startswith(("dualppo/", "nbs/", "tools/"))
+            and (path, called) not in ALLOWED
+            and re.fullmatch(FETCHES, called)
+        ):
             found.append(f"{called}(): fetches what nobody has verified: use download_official, or pin a sha256")
-        elif path.startswith("dualppo/") and called.endswith("from_pretrained") and keywords.get("local_files_only") != "True":
+        elif (
+            path.startswith("dualppo/")
+            and called.endswith("from_pretrained")
+            and keywords.get("local_files_only") != "True"
+        ):
             found.append(f"{called}() without local_files_only=True may fetch what nobody has verified")
     return found
 
 
 @pytest.mark.parametrize(
     "planted",
-    ["pickle.load(f)", "from pickle import loads", "joblib.load(f)", "eval(text)", "exec(code)", "builtins.eval(t)", "__import__(name)", "importlib.import_module(name)", "torch.load(p)",
-     "torch.load(p, weights_only=False)", "AutoModel.from_pretrained(n, trust_remote_code=True)", "AutoModel.from_pretrained(n)", "np.load(p, allow_pickle=True)", "np.load(p, allow_pickle=yes)",
-     "run(c, shell=True)", "run(c, shell=flag)", "os.system(c)", "os.popen(c)", "yaml.load(t)", "yaml.load(t, Loader=yaml.Loader)", "yaml.unsafe_load(t)", "tar.extractall(p)", "shutil.unpack_archive(p)",
-     "urllib.request.urlopen(u)", "requests.get(u)", "snapshot_download(n)", "torch.hub.load(r, n)", "urlretrieve(u)"],
+    [
+        "pickle.load(f)",
+        "from pickle import loads",
+        "joblib.load(f)",
+        "eval(text)",
+        "exec(code)",
+        "builtins.eval(t)",
+        "__import__(name)",
+        "importlib.import_module(name)",
+        "torch.load(p)",
+        "torch.load(p, weights_only=False)",
+        "AutoModel.from_pretrained(n, trust_remote_code=True)",
+        "AutoModel.from_pretrained(n)",
+        "np.load(p, allow_pickle=True)",
+        "np.load(p, allow_pickle=yes)",
+        "run(c, shell=True)",
+        "run(c, shell=flag)",
+        "os.system(c)",
+        "os.popen(c)",
+        "yaml.load(t)",
+        "yaml.load(t, Loader=yaml.Loader)",
+        "yaml.unsafe_load(t)",
+        "tar.extractall(p)",
+        "shutil.unpack_archive(p)",
+        "urllib.request.urlopen(u)",
+        "requests.get(u)",
+        "snapshot_download(n)",
+        "torch.hub.load(r, n)",
+        "urlretrieve(u)",
+    ],
 )
 def test_the_unsafe_call_check_finds_a_planted_one(planted):
     assert len(unsafe_calls(planted, "dualppo/planted.py")) == 1
 
 
 def test_the_unsafe_call_check_lets_harmless_code_pass():
-    harmless = ("model.eval(); torch.load(p, weights_only=True); re.compile(x); pickletools.genops(b); yaml.safe_load(t); yaml.load(t, Loader=yaml.SafeLoader); import_module('h5py'); "
-                "run(c, shell=False); AutoModel.from_pretrained(n, local_files_only=True); frame.str.extractor(x)")
+    harmless = (
+        "model.eval(); torch.load(p, weights_only=True); re.compile(x); pickletools.genops(b); yaml.safe_load(t); yaml.load(t, Loader=yaml.SafeLoader); import_module('h5py'); "
+        "run(c, shell=False); AutoModel.from_pretrained(n, local_files_only=True); frame.str.extractor(x)"
+    )
     assert not unsafe_calls(harmless, "dualppo/planted.py")
 
 
 def test_no_unsafe_loading_anywhere():
     sources = [p for p in versioned_files() if p.suffix in {".py", ".ipynb"}]
-    found = [f"{relative(path)}: {what}" for path in sources for what in unsafe_calls(code_of(path), relative(path).replace("nbs/text/01_data.ipynb", "dualppo/text/data.py").replace("nbs/text/02_encoders.ipynb", "dualppo/text/encoders.py").replace("nbs/methods/40_methods.ipynb", "dualppo/methods/rows.py"))]
+    found = [
+        f"{relative(path)}: {what}"
+        for path in sources
+        for what in unsafe_calls(
+            code_of(path),
+            relative(path)
+            .replace("nbs/text/01_data.ipynb", "dualppo/text/data.py")
+            .replace("nbs/text/02_encoders.ipynb", "dualppo/text/encoders.py")
+            .replace("nbs/methods/40_methods.ipynb", "dualppo/methods/rows.py"),
+        )
+    ]
     assert not found, "\n".join(found)
     texts = {name: (ROOT / name).read_text(encoding="utf-8") for name, _ in ALLOWED}
     assert all(f"{called}(" in texts[name] for name, called in ALLOWED), "an exception nobody needs any more"
@@ -280,6 +366,7 @@ def test_the_lock_file_can_be_audited():
 
 
 # ---- what the library needs
+
 
 def imported_names(path: Path) -> set[str]:
     """Top-level names of the absolute imports in `path`, late ones included."""
@@ -295,7 +382,9 @@ def imported_names(path: Path) -> set[str]:
 def test_library_imports_only_what_it_declares():
     declared = {
         canonicalize_name(Requirement(need).name)
-        for key, needs in requirements().items() if key != "dev_requirements" for need in needs
+        for key, needs in requirements().items()
+        if key != "dev_requirements"
+        for need in needs
     }
     provided = packages_distributions()
     for path in MODULES:
@@ -305,13 +394,16 @@ def test_library_imports_only_what_it_declares():
 
 
 def test_every_file_beside_the_modules_is_in_the_package():
-    (patterns,) = re.findall(r'package_data=\{cfg\["lib_path"\]: (\[.*?\])\}', (ROOT / "setup.py").read_text(encoding="utf-8"))
+    (patterns,) = re.findall(
+        r'package_data=\{cfg\["lib_path"\]: (\[.*?\])\}', (ROOT / "setup.py").read_text(encoding="utf-8")
+    )
     packaged = {relative(path) for pattern in json.loads(patterns) for path in (ROOT / "dualppo").glob(pattern)}
     beside = {relative(p) for p in versioned_files() if p.is_relative_to(ROOT / "dualppo") and p.suffix != ".py"}
     assert not beside - packaged, f"setup.py packages no {beside - packaged}"
 
 
 # ---- README
+
 
 def readme() -> str:
     return (ROOT / "README.md").read_text(encoding="utf-8")
@@ -327,7 +419,13 @@ def test_readme_numbers_are_generated():
 
     text = readme()
     assert set(blocks(text)) == {"tables", "machine", "findings", "questions", "ledger", "molma", "molma_findings"}
-    assert text == filled(text, readme_sections(PUBLISHED) | ledger_sections(PUBLISHED) | molma.readme_sections(PUBLISHED) | report.readme_sections(PUBLISHED)), "README.md is not what outputs/published gives: make readme"
+    assert text == filled(
+        text,
+        readme_sections(PUBLISHED)
+        | ledger_sections(PUBLISHED)
+        | molma.readme_sections(PUBLISHED)
+        | report.readme_sections(PUBLISHED),
+    ), "README.md is not what outputs/published gives: make readme"
 
 
 def test_readme_has_no_hand_typed_result():
@@ -364,6 +462,7 @@ def test_index_shows_the_published_tables():
 
 
 # ---- size
+
 
 def test_only_embeddings_are_large():
     for path in versioned_files():

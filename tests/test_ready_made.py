@@ -25,10 +25,24 @@ def bandit(rewards: torch.Tensor, p_harm: torch.Tensor | None = None, states: in
     harm = (1 - rewards[:, 1] if p_harm is None else p_harm).expand(states, n)
     t = torch.arange(states)
     x = torch.randn(states, 4, generator=torch.Generator().manual_seed(0))
-    return Graded(x=x, anchor=F.normalize(torch.ones(states, n), dim=1), pool=torch.eye(n), cand=torch.arange(n).expand(states, n).clone(),
-               reward=rewards.expand(states, n, 2).clone(), p_harm=harm, p_grade=harm, unsafe=torch.zeros(states, n, dtype=torch.bool),
-               allowed=torch.ones(states, n, dtype=torch.bool), good=torch.zeros(states, n), similarity=torch.zeros(states, n),
-               gold=torch.zeros(states, dtype=torch.long), kind=torch.zeros(states, n, dtype=torch.long), dialogue=t // 4, turn=t % 4, row=t)
+    return Graded(
+        x=x,
+        anchor=F.normalize(torch.ones(states, n), dim=1),
+        pool=torch.eye(n),
+        cand=torch.arange(n).expand(states, n).clone(),
+        reward=rewards.expand(states, n, 2).clone(),
+        p_harm=harm,
+        p_grade=harm,
+        unsafe=torch.zeros(states, n, dtype=torch.bool),
+        allowed=torch.ones(states, n, dtype=torch.bool),
+        good=torch.zeros(states, n),
+        similarity=torch.zeros(states, n),
+        gold=torch.zeros(states, dtype=torch.long),
+        kind=torch.zeros(states, n, dtype=torch.long),
+        dialogue=t // 4,
+        turn=t % 4,
+        row=t,
+    )
 
 
 def same_everywhere(env: Env) -> Splits:
@@ -47,7 +61,11 @@ def test_01_ppo_raises_the_better_arm(mode):
 
 def test_02_gae_at_lambda_zero_is_the_algorithm_box():
     torch.manual_seed(0)
-    r, v, mask = torch.randn(5, 6, 2), torch.randn(5, 6, 2), torch.arange(6)[None] < torch.tensor([6, 4, 3, 1, 2])[:, None]
+    r, v, mask = (
+        torch.randn(5, 6, 2),
+        torch.randn(5, 6, 2),
+        torch.arange(6)[None] < torch.tensor([6, 4, 3, 1, 2])[:, None],
+    )
     advantage, returns = gae(r, v, mask, 0.99, 0.0)
     for b in range(5):
         length = int(mask[b].sum())
@@ -73,8 +91,15 @@ def test_04_ragged_and_masked_padding_agree_and_unmasked_differs():
     torch.manual_seed(0)
     env = bandit(torch.tensor([[0.2, 0.9], [0.9, 0.1], [0.5, 0.5]]))
     env = replace(env, dialogue=torch.arange(64) // 5)
-    weights = {p: torch.cat([q.flatten() for q in train(same_everywhere(env), replace(FAST, epochs=2, padding=p), seed=3).last.parameters()])
-               for p in ("masked", "none", "unmasked")}
+    weights = {
+        p: torch.cat(
+            [
+                q.flatten()
+                for q in train(same_everywhere(env), replace(FAST, epochs=2, padding=p), seed=3).last.parameters()
+            ]
+        )
+        for p in ("masked", "none", "unmasked")
+    }
     assert (weights["masked"] - weights["none"]).abs().max() < 1e-6
     assert (weights["masked"] - weights["unmasked"]).abs().max() > 1e-4
 
@@ -104,9 +129,12 @@ def test_07_hypergradient_identity():
     "dU(θ + η Σ w_k g_k)/dw_k = η⟨∇U(θ'), g_k⟩ on the library's own policy and exact gradients, by finite differences."
     from dualppo.methods.ppo import objective_gradients
     from dualppo.policies.policy import make_policy
+
     torch.manual_seed(0)
     env = bandit(torch.tensor([[0.2, 0.9], [0.9, 0.1], [0.5, 0.5]]), states=8)
-    env = replace(env, **{k: v.double() for k, v in vars(env).items() if isinstance(v, torch.Tensor) and v.is_floating_point()})
+    env = replace(
+        env, **{k: v.double() for k, v in vars(env).items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
+    )
     policy = make_policy("two_tower", 4, 3, hidden=6, kappa=5.0, warm_start=False).double()
     states, eta, w = torch.arange(8), 0.05, torch.tensor([0.3, 0.7], dtype=torch.double)
     theta = torch.nn.utils.parameters_to_vector(policy.parameters()).detach()
@@ -118,7 +146,9 @@ def test_07_hypergradient_identity():
         return means.log().sum()
 
     h = 1e-6
-    numeric = torch.stack([(utility(w + h * e) - utility(w - h * e)) / (2 * h) for e in torch.eye(2, dtype=torch.double)]).detach()
+    numeric = torch.stack(
+        [(utility(w + h * e) - utility(w - h * e)) / (2 * h) for e in torch.eye(2, dtype=torch.double)]
+    ).detach()
     torch.nn.utils.vector_to_parameters(theta + eta * w @ g, policy.parameters())
     means = (policy(env, states).exp()[..., None] * env.reward).sum(1).mean(0)
     at_next = (1 / means.detach()) @ objective_gradients(policy, env, states)
@@ -140,17 +170,33 @@ def test_09_multiplier_rises_iff_cost_exceeds_the_budget():
     w = torch.tensor([0.5, 0.5])
     lam = lambda pair: (pair[1] / pair[0]).item()
     assert lam(Lagrangian(0.1)(w, signal(cost=0.2))) > 1 > lam(Lagrangian(0.1)(w, signal(cost=0.05)))
-    assert Lagrangian(0.1, eta=5.0, largest=50.0)(w, signal(cost=1.0))[1] / Lagrangian(0.1, eta=5.0)(w, signal(cost=1.0))[0] == pytest.approx(50, rel=1e-4)
+    assert Lagrangian(0.1, eta=5.0, largest=50.0)(w, signal(cost=1.0))[1] / Lagrangian(0.1, eta=5.0)(
+        w, signal(cost=1.0)
+    )[0] == pytest.approx(50, rel=1e-4)
 
 
 def test_09_ppo_lagrangian_reaches_the_fixed_point_of_a_bandit():
     "Two arms, help (0, 1), harm (0, 0.4): at budget 0.2 the constrained optimum plays the harmful arm half the time."
     env = bandit(torch.tensor([[0.0, 1.0], [1.0, 0.6]]), p_harm=torch.tensor([0.0, 0.4]))
-    config = replace(FAST, rule="lagrangian", budget=0.2, rule_eta=0.05, kl_coef=0.5, critic="vector", epochs=200, patience=200, policy_lr=1e-3, inner_epochs=1, minibatch=64)
+    config = replace(
+        FAST,
+        rule="lagrangian",
+        budget=0.2,
+        rule_eta=0.05,
+        kl_coef=0.5,
+        critic="vector",
+        epochs=200,
+        patience=200,
+        policy_lr=1e-3,
+        inner_epochs=1,
+        minibatch=64,
+    )
     tail = train(same_everywhere(env), config, seed=0).curves[-100:]
     assert abs(sum(row["dev_p_harm"] for row in tail) / len(tail) - 0.2) < 0.03
     log_lambda = [math.log(row["weights"][1] / row["weights"][0]) for row in tail]
-    assert 1.7 < math.exp(sum(log_lambda) / len(tail)) < 3.7  # λ circles around 1 / 0.4 = 2.5, where both arms are equal
+    assert (
+        1.7 < math.exp(sum(log_lambda) / len(tail)) < 3.7
+    )  # λ circles around 1 / 0.4 = 2.5, where both arms are equal
 
 
 def test_15_dpo_optimum():
@@ -158,13 +204,18 @@ def test_15_dpo_optimum():
     r, ref, beta = torch.rand(5, dtype=torch.double), torch.randn(5, dtype=torch.double).log_softmax(0), 0.3
     theta = torch.zeros(5, dtype=torch.double, requires_grad=True)
     w, l = (t.flatten() for t in torch.meshgrid(torch.arange(5), torch.arange(5), indexing="ij"))
-    optimiser = torch.optim.LBFGS([theta], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-15, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS(
+        [theta], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-15, line_search_fn="strong_wolfe"
+    )
 
     def closure():
         optimiser.zero_grad()
         logp = theta.log_softmax(0)
-        loss = sum(p * dpo_loss(logp[i:i + 1], logp[j:j + 1], ref[i:i + 1], ref[j:j + 1], beta)
-                   for p, i, j in zip(torch.sigmoid(r[w] - r[l]), w.tolist(), l.tolist()) if i != j)
+        loss = sum(
+            p * dpo_loss(logp[i : i + 1], logp[j : j + 1], ref[i : i + 1], ref[j : j + 1], beta)
+            for p, i, j in zip(torch.sigmoid(r[w] - r[l]), w.tolist(), l.tolist())
+            if i != j
+        )
         loss.backward()
         return loss
 

@@ -43,6 +43,7 @@ def test_the_analyses_of_the_library_ask_the_registration(tmp_path):
 
     from dualppo.papers.ledger import gather
     from dualppo.papers.stats import answers
+
     plan = registration()
     narrow = replace(plan, arms={name: n for name, n in plan.arms.items() if name != "wo_mask_bandit"})
     with pytest.raises(ValueError, match="wo_mask_bandit"):

@@ -24,7 +24,19 @@ from dualppo.papers.ledger import Entry, Verdict, read_ledger
 PUBLISHED = Path(__file__).resolve().parent.parent / "outputs" / "published"
 HOSTILE = "<script>alert(1)</script>\x00\x1b[31m\u202e$\\input{x}$\"'><img src=http://x.example/a.png onerror=alert(2)> & \ud800"
 VOID = {"meta", "link", "img", "br", "input", "hr"}
-FETCHING = {("img", "src"), ("script", "src"), ("link", "href"), ("iframe", "src"), ("object", "data"), ("embed", "src"), ("source", "src"), ("base", "href"), ("video", "src"), ("audio", "src"), ("form", "action")}
+FETCHING = {
+    ("img", "src"),
+    ("script", "src"),
+    ("link", "href"),
+    ("iframe", "src"),
+    ("object", "data"),
+    ("embed", "src"),
+    ("source", "src"),
+    ("base", "href"),
+    ("video", "src"),
+    ("audio", "src"),
+    ("form", "action"),
+}
 
 
 class Tree(HTMLParser):
@@ -32,7 +44,16 @@ class Tree(HTMLParser):
 
     def __init__(self, page: str):
         super().__init__()
-        self.ids, self.links, self.fetched, self.levels, self.images, self.open, self.metas, self.handlers = [], [], [], [], [], [], [], []
+        self.ids, self.links, self.fetched, self.levels, self.images, self.open, self.metas, self.handlers = (
+            [],
+            [],
+            [],
+            [],
+            [],
+            [],
+            [],
+            [],
+        )
         self.inline = {"style": [], "script": []}
         self.feed(page)
         self.close()
@@ -68,7 +89,16 @@ def made(tmp_path_factory):
     outputs = tmp_path_factory.mktemp("outputs")
     store(outputs, [record(n, s) for n in NAMES for s in ("clean", "stress")])
     tables.write_tables(outputs)
-    (outputs / "claims.json").write_text(json.dumps({"questions": ["**Does it work?** Yes."], "claims": [claim(f"C{i // 2}", v, claim=f"claim {i // 2}", why=str(i)) for i, v in enumerate(report.VERDICTS)]}))
+    (outputs / "claims.json").write_text(
+        json.dumps(
+            {
+                "questions": ["**Does it work?** Yes."],
+                "claims": [
+                    claim(f"C{i // 2}", v, claim=f"claim {i // 2}", why=str(i)) for i, v in enumerate(report.VERDICTS)
+                ],
+            }
+        )
+    )
     (outputs / "tuning.csv").write_text("method,learning_rate,dev_help\nsft,3e-05,0.8011\n")
     return outputs
 
@@ -83,7 +113,11 @@ def check(page: str) -> Tree:
     tree = Tree(page)
     assert not tree.open and all(address.startswith("data:") for address in tree.fetched) and not tree.handlers
     assert len(set(tree.ids)) == len(tree.ids) and {a[1:] for a in tree.links if a.startswith("#")} <= set(tree.ids)
-    assert tree.levels[0] == 1 and tree.levels.count(1) == 1 and all(b - a <= 1 for a, b in zip(tree.levels, tree.levels[1:]))
+    assert (
+        tree.levels[0] == 1
+        and tree.levels.count(1) == 1
+        and all(b - a <= 1 for a, b in zip(tree.levels, tree.levels[1:]))
+    )
     assert not [m for m in tree.metas if m.get("http-equiv") == "refresh"]
     assert all(image["alt"] and image["width"] and image["height"] for image in tree.images)
     (policy,) = [m["content"] for m in tree.metas if m.get("http-equiv") == "Content-Security-Policy"]
@@ -91,7 +125,10 @@ def check(page: str) -> Tree:
     assert rules["default-src"] == "'none'" and rules["img-src"] == "data:"
     for kind, (inline,) in tree.inline.items():
         assert rules[f"{kind}-src"] == f"'sha256-{base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()}'"
-    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|localStorage|cookie", "".join(tree.inline["style"] + tree.inline["script"]))
+    assert not re.search(
+        r"@import|url\(|fetch\(|XMLHttpRequest|localStorage|cookie",
+        "".join(tree.inline["style"] + tree.inline["script"]),
+    )
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", page)
     return tree
 
@@ -99,7 +136,19 @@ def check(page: str) -> Tree:
 def test_the_page_has_every_part_and_fetches_nothing(outputs):
     page = report.write_report(outputs).read_text(encoding="utf-8")
     tree = check(page)
-    assert {"claims", "table2", "table3", "figures", "arithmetic", "method", "tuning", "data", "manifest", "cite", "licence"} <= set(tree.ids)
+    assert {
+        "claims",
+        "table2",
+        "table3",
+        "figures",
+        "arithmetic",
+        "method",
+        "tuning",
+        "data",
+        "manifest",
+        "cite",
+        "licence",
+    } <= set(tree.ids)
     assert tree.ids.index("claims") < tree.ids.index("table2") < tree.ids.index("table3") < tree.ids.index("figures")
     assert len(tree.images) == 1 and "Graph 1" in tree.images[0]["alt"]  # the pictures of tables are not repeated
     assert base64.b64encode((outputs / "figures" / "graph1.png").read_bytes()).decode() in page
@@ -109,8 +158,16 @@ def test_every_cell_of_a_table_is_on_the_page(outputs):
     page = report.write_report(outputs).read_text(encoding="utf-8")
     for name in tables.shown_tables(tables.read_runs(outputs)):
         section = re.search(rf'<section id="{name}".*?</section>', page, re.S)[0]
-        got = [[re.sub(r"<[^>]+>", "", cell).replace("\u00a0", " ") for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)] for row in re.findall(r"<tr>(<th scope=\"row\">.*?)</tr>", section)]
-        assert [tuple(html.unescape(cell) for cell in row) for row in got] == list(tables.build_table(name, tables.read_runs(outputs)).rows)
+        got = [
+            [
+                re.sub(r"<[^>]+>", "", cell).replace("\u00a0", " ")
+                for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)
+            ]
+            for row in re.findall(r"<tr>(<th scope=\"row\">.*?)</tr>", section)
+        ]
+        assert [tuple(html.unescape(cell) for cell in row) for row in got] == list(
+            tables.build_table(name, tables.read_runs(outputs)).rows
+        )
 
 
 def test_a_verdict_is_a_word_and_a_sign_not_only_a_colour(outputs):
@@ -128,8 +185,12 @@ def test_every_verdict_of_the_ledger_has_a_sign_and_a_colour():
 def test_a_claim_stands_once_with_all_its_readings(outputs):
     page = report.write_report(outputs).read_text(encoding="utf-8")
     groups = re.findall(r'<tbody id="claim-C\d">(.*?)</tbody>', page, re.S)
-    assert [g.count("<tr>") for g in groups] == [2, 2, 2, 2, 2] and all(g.count('scope="rowgroup"') == 1 and f'rowspan="{g.count("<tr>")}"' in g for g in groups)
-    assert "<li><strong>Does it work?</strong> Yes.</li>" in page and all(f"<small>{i}</small>" in page for i in range(len(report.VERDICTS)))
+    assert [g.count("<tr>") for g in groups] == [2, 2, 2, 2, 2] and all(
+        g.count('scope="rowgroup"') == 1 and f'rowspan="{g.count("<tr>")}"' in g for g in groups
+    )
+    assert "<li><strong>Does it work?</strong> Yes.</li>" in page and all(
+        f"<small>{i}</small>" in page for i in range(len(report.VERDICTS))
+    )
 
 
 def test_equal_inputs_give_equal_bytes_and_nothing_is_left_behind(outputs):
@@ -149,26 +210,59 @@ def test_a_page_that_fails_leaves_the_old_one(outputs, monkeypatch):
 
 
 def test_hostile_text_is_only_text(outputs, monkeypatch):
-    records = [record(n, "stress", label=HOSTILE) | {"measured": {"device": HOSTILE, "versions": {HOSTILE: HOSTILE}}} for n in NAMES]
+    records = [
+        record(n, "stress", label=HOSTILE) | {"measured": {"device": HOSTILE, "versions": {HOSTILE: HOSTILE}}}
+        for n in NAMES
+    ]
     for r in records:
         r["data"]["source"] = HOSTILE
     store(outputs, records)
-    rows = [claim(HOSTILE, HOSTILE, claim=HOSTILE, printed=HOSTILE, ours=HOSTILE, interval=[HOSTILE, {HOSTILE: 1}], n=HOSTILE, setting=HOSTILE, why=HOSTILE, notebook=HOSTILE, command=HOSTILE)]
+    rows = [
+        claim(
+            HOSTILE,
+            HOSTILE,
+            claim=HOSTILE,
+            printed=HOSTILE,
+            ours=HOSTILE,
+            interval=[HOSTILE, {HOSTILE: 1}],
+            n=HOSTILE,
+            setting=HOSTILE,
+            why=HOSTILE,
+            notebook=HOSTILE,
+            command=HOSTILE,
+        )
+    ]
     (outputs / "claims.json").write_text(json.dumps({"questions": [HOSTILE], "claims": rows * 2}))
-    (outputs / "manifest.json").write_text(json.dumps({"runs": [{"path": HOSTILE, "sha256": [HOSTILE], "seeds": HOSTILE}, {"seeds": 7}]}))
-    (outputs / "harm_estimators.json").write_text(json.dumps({"estimators": {HOSTILE: {HOSTILE: {"auc": HOSTILE, HOSTILE: 1}}}}))
-    (outputs / "judge.json").write_text(json.dumps({HOSTILE: {"auc": .5}}))
+    (outputs / "manifest.json").write_text(
+        json.dumps({"runs": [{"path": HOSTILE, "sha256": [HOSTILE], "seeds": HOSTILE}, {"seeds": 7}]})
+    )
+    (outputs / "harm_estimators.json").write_text(
+        json.dumps({"estimators": {HOSTILE: {HOSTILE: {"auc": HOSTILE, HOSTILE: 1}}}})
+    )
+    (outputs / "judge.json").write_text(json.dumps({HOSTILE: {"auc": 0.5}}))
     (outputs / "judge_hacks.csv").write_text('hack,rate\n"<script>alert(3)</script>",0.5\n', encoding="utf-8")
     shutil.copy(outputs / "figures" / "graph1.png", outputs / "figures" / "<script>alert(4)<\u2215script>.png")
-    monkeypatch.setattr(report, "discrepancies", lambda _: report.pd.DataFrame({HOSTILE: [HOSTILE] * 2, "b": HOSTILE, "topic": HOSTILE, "c": HOSTILE}))
+    monkeypatch.setattr(
+        report,
+        "discrepancies",
+        lambda _: report.pd.DataFrame({HOSTILE: [HOSTILE] * 2, "b": HOSTILE, "topic": HOSTILE, "c": HOSTILE}),
+    )
     page = report.write_report(outputs).read_text(encoding="utf-8")
     tree = check(page)
-    assert len(tree.inline["script"]) == 1 and "alert" not in tree.inline["script"][0] and page.count("&lt;script&gt;alert(") > 20
-    assert "<script>alert" not in page and "x.example" not in "".join(filter(None, tree.fetched + tree.links)) and len(tree.images) == 2
+    assert (
+        len(tree.inline["script"]) == 1
+        and "alert" not in tree.inline["script"][0]
+        and page.count("&lt;script&gt;alert(") > 20
+    )
+    assert (
+        "<script>alert" not in page
+        and "x.example" not in "".join(filter(None, tree.fetched + tree.links))
+        and len(tree.images) == 2
+    )
 
 
 def test_nothing_in_a_template_goes_round_the_escaping():
-    templates = sorted(Path(report.__file__).parent.glob("assets/templates/*.html.j2"))
+    templates = sorted(Path(report.__file__).parent.parent.glob("assets/templates/*.html.j2"))
     assert {"page.html.j2", "parts.html.j2"} <= {path.name for path in templates}
     # `safe` trusts; the others escape what they join before `finalize` sees it; a value without quotes ends at a blank.
     loose = r"\|\s*(safe|e|escape|forceescape|join|format|replace|xmlattr|tojson)\b|autoescape|\w ~|=\{\{"
@@ -178,7 +272,9 @@ def test_nothing_in_a_template_goes_round_the_escaping():
 
 
 def test_text_that_is_not_markup_is_plain_and_escaped_also_in_an_attribute():
-    page = report.TEMPLATES.from_string('<p title="{{ said }}">{{ said }}</p>{{ part }}').render(said=HOSTILE, part=report.text("<b>"))
+    page = report.TEMPLATES.from_string('<p title="{{ said }}">{{ said }}</p>{{ part }}').render(
+        said=HOSTILE, part=report.text("<b>")
+    )
     title, said = re.fullmatch('<p title="([^"<>]*)">([^<>]*)</p>&lt;b&gt;', page).groups()
     assert title == said and html.unescape(said) == tables.plain(HOSTILE)
     with pytest.raises(UndefinedError):
@@ -187,14 +283,38 @@ def test_text_that_is_not_markup_is_plain_and_escaped_also_in_an_attribute():
 
 def test_what_is_missing_is_left_out(made, tmp_path):
     tree = check(report.write_report(tmp_path / "none").read_text(encoding="utf-8"))
-    assert {"arithmetic", "method", "cite"} <= set(tree.ids) and not {"claims", "table2", "figures", "data", "manifest", "compared"} & set(tree.ids)
+    assert {"arithmetic", "method", "cite"} <= set(tree.ids) and not {
+        "claims",
+        "table2",
+        "figures",
+        "data",
+        "manifest",
+        "compared",
+    } & set(tree.ids)
     store(tmp_path / "runs only", [record("sft", "stress")])
     page = report.write_report(tmp_path / "runs only", published=made).read_text(encoding="utf-8")
-    assert {"table2", "data", "compared"} <= set(check(page).ids) and tables.summary_line(tables.compare([record("sft", "stress")], [record("sft", "stress")], "table2")) in page
-    assert 'id="compared"' not in report.write_report(made, published=made).read_text(encoding="utf-8")  # nothing is compared with itself
+    assert {"table2", "data", "compared"} <= set(check(page).ids) and tables.summary_line(
+        tables.compare([record("sft", "stress")], [record("sft", "stress")], "table2")
+    ) in page
+    assert 'id="compared"' not in report.write_report(made, published=made).read_text(
+        encoding="utf-8"
+    )  # nothing is compared with itself
 
 
-@pytest.mark.parametrize(("name", "content"), [("claims.json", "[1]"), ("claims.json", "{"), ("claims.json", '[{"id": 1}]'), ("claims.json", '{"claims": 1}'), ("manifest.json", "[]"), ("manifest.json", '{"runs": [1]}'), ("tuning.csv", ""), ("judge.json", "["), ("figures/graph1.png", "no")])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("claims.json", "[1]"),
+        ("claims.json", "{"),
+        ("claims.json", '[{"id": 1}]'),
+        ("claims.json", '{"claims": 1}'),
+        ("manifest.json", "[]"),
+        ("manifest.json", '{"runs": [1]}'),
+        ("tuning.csv", ""),
+        ("judge.json", "["),
+        ("figures/graph1.png", "no"),
+    ],
+)
 def test_a_broken_input_is_one_sentence_that_names_it(outputs, name, content):
     (outputs / name).write_text(content)
     with pytest.raises(DataError, match=Path(name).name) as caught:
@@ -207,48 +327,82 @@ def test_the_published_page_is_small_and_sound():
     tree = check(page)
     assert len(page.encode()) < 1.5e6 and "Profile: paper" in page
     alts = " ".join(image["alt"] for image in tree.images)
-    assert "studies" in tree.ids and all(words in alts for words in ("exact front", "training goes on", "each rule does", "Class and data"))
-    assert page.count("Judges and planted hacks") >= 4 and re.search(r"0\.\d\d \[0\.\d\d, 0\.\d\d\] resists", page)  # two exams, two controls
+    assert "studies" in tree.ids and all(
+        words in alts for words in ("exact front", "training goes on", "each rule does", "Class and data")
+    )
+    assert page.count("Judges and planted hacks") >= 4 and re.search(
+        r"0\.\d\d \[0\.\d\d, 0\.\d\d\] resists", page
+    )  # two exams, two controls
 
 
 # ---- colours
 
+
 def luminance(colour: str) -> float:
     """Relative luminance of #rgb or #rrggbb (WCAG)."""
     digits = colour[1:] if len(colour) == 7 else "".join(2 * c for c in colour[1:])
-    channels = [int(digits[i:i + 2], 16) / 255 for i in (0, 2, 4)]
-    return sum(w * (c / 12.92 if c <= .04045 else ((c + .055) / 1.055) ** 2.4) for w, c in zip((.2126, .7152, .0722), channels))
+    channels = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    return sum(
+        w * (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4)
+        for w, c in zip((0.2126, 0.7152, 0.0722), channels)
+    )
 
 
 @pytest.mark.parametrize("night", [0, 1], ids=["light", "dark"])
 def test_text_has_contrast_by_day_and_by_night(night):
-    colours = {name: pair.split(", ")[night] for name, pair in re.findall(r"--(\w+): light-dark\((#\w+, #\w+)\)", report.STYLE)}
+    colours = {
+        name: pair.split(", ")[night] for name, pair in re.findall(r"--(\w+): light-dark\((#\w+, #\w+)\)", report.STYLE)
+    }
     assert {"ink", "muted", "link", *(colour for _, colour in report.VERDICTS.values())} <= colours.keys()
     for name in colours.keys() - {"bg", "raised", "line", "card", "strong"}:
         for ground in ("bg", "raised"):
             one, other = sorted((luminance(colours[name]), luminance(colours[ground])))
-            assert (other + .05) / (one + .05) >= 4.5, f"{name} on {ground}"
+            assert (other + 0.05) / (one + 0.05) >= 4.5, f"{name} on {ground}"
 
 
 # ---- in a browser
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-         "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--dump-dom")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--enable-logging=stderr",
+    "--dump-dom",
+)
 
 
 def visit(path: Path, scratch: Path) -> tuple[str, list[str], list[str]]:
     """What the page became, its console lines, and the http(s) addresses it asked for; those Chromium asks for by itself have no origin."""
     log = scratch / "net.json"
-    done = subprocess.run([CHROMIUM, *FLAGS, f"--user-data-dir={scratch / 'profile'}", f"--log-net-log={log}", path.as_uri()], capture_output=True, text=True, timeout=120)
-    asked = [e["params"] for e in json.loads(log.read_text(encoding="utf-8"))["events"] if "initiator" in e.get("params", {})]
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line], [p["url"] for p in asked if p["initiator"] != "not an origin" and p["url"].startswith("http")]
+    done = subprocess.run(
+        [CHROMIUM, *FLAGS, f"--user-data-dir={scratch / 'profile'}", f"--log-net-log={log}", path.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    asked = [
+        e["params"] for e in json.loads(log.read_text(encoding="utf-8"))["events"] if "initiator" in e.get("params", {})
+    ]
+    return (
+        done.stdout,
+        [line for line in done.stderr.splitlines() if "CONSOLE" in line],
+        [p["url"] for p in asked if p["initiator"] != "not an origin" and p["url"].startswith("http")],
+    )
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_chromium_opens_it_without_an_error_or_a_request(outputs, tmp_path):
     control = tmp_path / "control.html"  # a page that does what ours must not: this test sees it
-    control.write_text('<!doctype html><p id="here"><img src="http://a.invalid/i.png"><script>console.error("planted"); fetch("https://b.invalid/")</script>')
+    control.write_text(
+        '<!doctype html><p id="here"><img src="http://a.invalid/i.png"><script>console.error("planted"); fetch("https://b.invalid/")</script>'
+    )
     page, console, asked = visit(control, tmp_path)
     if 'id="here"' not in page:
         pytest.skip("this Chromium may not open files here")
@@ -256,7 +410,9 @@ def test_chromium_opens_it_without_an_error_or_a_request(outputs, tmp_path):
 
     page, console, asked = visit(report.write_report(outputs), tmp_path)
     assert console == [] and asked == []
-    assert re.search(r'<button id="theme"[^>]*aria-label="Switch to (dark|light) colours"', page), "the script did not run"
+    assert re.search(r'<button id="theme"[^>]*aria-label="Switch to (dark|light) colours"', page), (
+        "the script did not run"
+    )
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")

@@ -1,4 +1,5 @@
 """Bradley-Terry reward models: the loss, the fit, the shipped pairs, gold pairs, and the published accuracies."""
+
 import importlib.util
 import json
 import sys
@@ -13,8 +14,22 @@ from dualppo.bench.candidates import CLEAN, STRESS
 from dualppo.text.data import DataError
 from dualppo.bench.env import make_envs
 from dualppo.bench.features import REFUSAL, load_features
-from dualppo.bench.reward_models import (STRENGTH, Pairs, RewardModel, accuracy_of, bradley_terry_loss, cross_fitted, fit_reward_model, gold_pairs, margins, pair_accuracy,
-                                   pair_features, read_pairs, reward_models, shipped_pairs)
+from dualppo.bench.reward_models import (
+    STRENGTH,
+    Pairs,
+    RewardModel,
+    accuracy_of,
+    bradley_terry_loss,
+    cross_fitted,
+    fit_reward_model,
+    gold_pairs,
+    margins,
+    pair_accuracy,
+    pair_features,
+    read_pairs,
+    reward_models,
+    shipped_pairs,
+)
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "outputs" / "published" / "reward_models.json"
@@ -39,17 +54,22 @@ def splits(toy, request):
 
 
 def test_loss_is_eq_3_2_and_its_gradient():
-    c, r = (torch.randn(20, generator=torch.Generator().manual_seed(s), dtype=torch.double, requires_grad=True) for s in (0, 1))
+    c, r = (
+        torch.randn(20, generator=torch.Generator().manual_seed(s), dtype=torch.double, requires_grad=True)
+        for s in (0, 1)
+    )
     loss = bradley_terry_loss(c, r)
     torch.testing.assert_close(loss, -torch.log(1 / (1 + torch.exp(r - c))).mean())
     loss.backward()
     torch.testing.assert_close(c.grad, -torch.sigmoid(r - c).detach() / 20)
     torch.testing.assert_close(r.grad, -c.grad)
-    assert bradley_terry_loss(torch.tensor([-500.]), torch.tensor([500.])).isfinite(), "no overflow where the model is surely wrong"
+    assert bradley_terry_loss(torch.tensor([-500.0]), torch.tensor([500.0])).isfinite(), (
+        "no overflow where the model is surely wrong"
+    )
 
 
 def test_fit_is_the_minimum_of_the_penalised_loss():
-    pairs, strength = random_pairs(300), .05
+    pairs, strength = random_pairs(300), 0.05
     model = fit_reward_model(pairs, strength)
     delta = (pair_features(pairs.prompt, pairs.chosen) - pair_features(pairs.prompt, pairs.rejected)).double()
     scale = delta.square().mean(0).sqrt()
@@ -59,27 +79,34 @@ def test_fit_is_the_minimum_of_the_penalised_loss():
     flipped = fit_reward_model(Pairs(pairs.prompt, pairs.rejected, pairs.chosen, pairs.group), strength)
     torch.testing.assert_close(flipped.weight, -model.weight, rtol=1e-2, atol=1e-2)
     assert torch.equal(fit_reward_model(pairs, strength).weight, model.weight)
-    assert fit_reward_model(pairs, 10.).weight.norm() < model.weight.norm()
+    assert fit_reward_model(pairs, 10.0).weight.norm() < model.weight.norm()
 
 
 def test_fit_recovers_planted_preferences():
-    planted, x, a, b = RewardModel(torch.randn(19, generator=torch.Generator().manual_seed(5))), *(unit(4000, 6, seed=s) for s in (1, 2, 3))
-    first = torch.rand(4000, generator=torch.Generator().manual_seed(9)) < torch.sigmoid(6 * (planted(x, a) - planted(x, b)))
+    planted, x, a, b = (
+        RewardModel(torch.randn(19, generator=torch.Generator().manual_seed(5))),
+        *(unit(4000, 6, seed=s) for s in (1, 2, 3)),
+    )
+    first = torch.rand(4000, generator=torch.Generator().manual_seed(9)) < torch.sigmoid(
+        6 * (planted(x, a) - planted(x, b))
+    )
     told = Pairs(x, torch.where(first[:, None], a, b), torch.where(first[:, None], b, a), torch.arange(4000))
     found, new = fit_reward_model(told, 1e-4), Pairs(*(unit(500, 6, seed=s) for s in (7, 8, 9)), torch.arange(500))
-    assert torch.corrcoef(torch.stack([margins(planted, new), margins(found, new)]))[0, 1] > .98
+    assert torch.corrcoef(torch.stack([margins(planted, new), margins(found, new)]))[0, 1] > 0.98
     slope = (margins(planted, new) * margins(found, new)).sum() / margins(planted, new).square().sum()
     assert 5 < slope < 7, "σ of the margin is the probability that generated the preferences"
 
 
 def test_dead_features_get_no_weight_and_bad_input_a_sentence():
     pairs = random_pairs(100)
-    dead = Pairs(*(torch.cat([v, torch.zeros(100, 1)], 1) for v in (pairs.prompt, pairs.chosen, pairs.rejected)), pairs.group)
-    assert (fit_reward_model(dead, .1).weight[[6, 13, 20]] == 0).all()
+    dead = Pairs(
+        *(torch.cat([v, torch.zeros(100, 1)], 1) for v in (pairs.prompt, pairs.chosen, pairs.rejected)), pairs.group
+    )
+    assert (fit_reward_model(dead, 0.1).weight[[6, 13, 20]] == 0).all()
     with pytest.raises(DataError, match="strength"):
-        fit_reward_model(pairs, 0.)
+        fit_reward_model(pairs, 0.0)
     with pytest.raises(DataError, match="at least one pair"):
-        fit_reward_model(pairs.take(torch.zeros(100, dtype=torch.bool)), .1)
+        fit_reward_model(pairs.take(torch.zeros(100, dtype=torch.bool)), 0.1)
     with pytest.raises(DataError, match="shape"):
         pair_features(pairs.prompt, pairs.chosen[:3])
     with pytest.raises(DataError, match="columns"):
@@ -87,8 +114,14 @@ def test_dead_features_get_no_weight_and_bad_input_a_sentence():
 
 
 def test_candidates_are_the_calls_one_by_one():
-    x, y, model = unit(5, 384), unit(5, 7, 384, seed=1), RewardModel(torch.randn(1153, generator=torch.Generator().manual_seed(2)))
-    torch.testing.assert_close(model.candidates(x, y).flatten(), model(x.repeat_interleave(7, 0), y.flatten(0, 1)), rtol=1e-4, atol=1e-4)
+    x, y, model = (
+        unit(5, 384),
+        unit(5, 7, 384, seed=1),
+        RewardModel(torch.randn(1153, generator=torch.Generator().manual_seed(2))),
+    )
+    torch.testing.assert_close(
+        model.candidates(x, y).flatten(), model(x.repeat_interleave(7, 0), y.flatten(0, 1)), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ["hh_harmless", "begin"])
@@ -99,8 +132,10 @@ def test_shipped_pairs_are_whole(name):
     for v in (pairs.prompt, pairs.chosen, pairs.rejected):
         assert v.shape == (len(pairs), 384) and v.dtype == torch.float32 and v.isfinite().all()
         torch.testing.assert_close(v.norm(dim=1), torch.ones(len(pairs)))
-    assert len(torch.unique(tensors[f"{name}.pairs"], dim=0)) > .99 * len(pairs), "a pair is there twice only where people labelled the same texts twice"
-    assert ((pairs.chosen - pairs.rejected).norm(dim=1) > 0).float().mean() > .99
+    assert len(torch.unique(tensors[f"{name}.pairs"], dim=0)) > 0.99 * len(pairs), (
+        "a pair is there twice only where people labelled the same texts twice"
+    )
+    assert ((pairs.chosen - pairs.rejected).norm(dim=1) > 0).float().mean() > 0.99
     assert {v.dtype for v in tensors.values()} <= {torch.int8, torch.float16, torch.int32}, "numbers only"
     assert (ROOT / "dualppo" / "assets" / "pairs.safetensors").stat().st_size <= 6e6
 
@@ -131,8 +166,12 @@ def test_gold_pairs_reject_neither_gold_nor_refusal(splits):
     refusals = env.pool[env.cand[env.kind == REFUSAL]].unique(dim=0)
     assert (pairs.rejected @ refusals.T).max() < 1 - 1e-4
     first = pairs.rejected.view(len(has), 4, -1)
-    assert ((first[:, :, None] - first[:, None]).abs().amax(3) == 0).sum((1, 2)).float().mean() < 4.5, "drawn without repetition"
-    assert torch.equal(gold_pairs(env, 3, 4).rejected, pairs.rejected) and not torch.equal(gold_pairs(env, 4, 4).rejected, pairs.rejected)
+    assert ((first[:, :, None] - first[:, None]).abs().amax(3) == 0).sum((1, 2)).float().mean() < 4.5, (
+        "drawn without repetition"
+    )
+    assert torch.equal(gold_pairs(env, 3, 4).rejected, pairs.rejected) and not torch.equal(
+        gold_pairs(env, 4, 4).rejected, pairs.rejected
+    )
     assert len(gold_pairs(env, 0, per_state=1000)) == (env.kind[has] != REFUSAL).sum() - len(has)
 
 
@@ -140,29 +179,40 @@ def test_reward_models_see_replies_of_the_training_environment_only(splits):
     env = splits.train
     models = reward_models(env, 0)
     assert set(models) == {"help", "safe"} == set(STRENGTH)
-    blind = replace(env, x=env.x * 0, reward=env.reward * 0, p_harm=env.p_harm * 0, p_grade=env.p_grade * 0, unsafe=~env.unsafe, good=1 - env.good,
-                    similarity=env.similarity * 0, allowed=~env.allowed)
+    blind = replace(
+        env,
+        x=env.x * 0,
+        reward=env.reward * 0,
+        p_harm=env.p_harm * 0,
+        p_grade=env.p_grade * 0,
+        unsafe=~env.unsafe,
+        good=1 - env.good,
+        similarity=env.similarity * 0,
+        allowed=~env.allowed,
+    )
     for name, again in reward_models(blind, 0).items():
         assert torch.equal(again.weight, models[name].weight), "no reward, grade or label is looked at"
     assert not torch.equal(reward_models(env, 1)["help"].weight, models["help"].weight)
     assert torch.equal(reward_models(env, 1)["safe"].weight, models["safe"].weight)
-    assert pair_accuracy(models["help"], gold_pairs(splits.test, 0))["low"] > .5
+    assert pair_accuracy(models["help"], gold_pairs(splits.test, 0))["low"] > 0.5
 
 
 def test_accuracy_has_the_exact_interval():
-    found = accuracy_of(torch.tensor([1.] * 8 + [-1.] * 2))
-    assert (found["n"], found["accuracy"]) == (10, .8)
-    assert found["low"] == pytest.approx(.44390, abs=1e-4) and found["high"] == pytest.approx(.97479, abs=1e-4)
+    found = accuracy_of(torch.tensor([1.0] * 8 + [-1.0] * 2))
+    assert (found["n"], found["accuracy"]) == (10, 0.8)
+    assert found["low"] == pytest.approx(0.44390, abs=1e-4) and found["high"] == pytest.approx(0.97479, abs=1e-4)
     assert accuracy_of(torch.zeros(5))["accuracy"] == 0, "a tie is not right"
 
 
 def test_cross_fitting_keeps_groups_together_and_scores_noise_as_noise():
     pairs = random_pairs(400, groups=40)
-    apart, seen = ((m > 0).float().mean() for m in (cross_fitted(pairs, 1e-3), margins(fit_reward_model(pairs, 1e-3), pairs)))
-    assert .4 < apart < .56 < seen
+    apart, seen = (
+        (m > 0).float().mean() for m in (cross_fitted(pairs, 1e-3), margins(fit_reward_model(pairs, 1e-3), pairs))
+    )
+    assert 0.4 < apart < 0.56 < seen
     twice = Pairs(*(torch.cat([v, v]) for v in vars(pairs).values()))
     twice = replace(twice, group=torch.arange(400).repeat(2))
-    assert (cross_fitted(twice, .01) > 0).float().mean() < .6, "a copy in the same group is never learnt from"
+    assert (cross_fitted(twice, 0.01) > 0).float().mean() < 0.6, "a copy in the same group is never learnt from"
     both = pairs.join(pairs)
     assert len(both) == 800 and not torch.isin(both.group[400:], pairs.group).any()
 
@@ -170,15 +220,22 @@ def test_cross_fitting_keeps_groups_together_and_scores_noise_as_noise():
 def test_published_numbers_are_of_these_pairs_and_strengths():
     report, card = json.loads(PUBLISHED.read_text()), read_pairs()[1]
     assert report["pairs_sha256"] == card["sha256"]
-    assert {k: v["best"] for k, v in report["strength"].items()} == {k: v["used"] for k, v in report["strength"].items()} == STRENGTH
+    assert (
+        {k: v["best"] for k, v in report["strength"].items()}
+        == {k: v["used"] for k, v in report["strength"].items()}
+        == STRENGTH
+    )
     for rows in report["settings"].values():
         for cell in (c for row in rows.values() for c in row.values() if c):
             assert cell["low"] <= cell["accuracy"] <= cell["high"]
-        assert rows["safe"]["hh_harmless"]["low"] > .5 and rows["help"]["begin"]["low"] > rows["cosine"]["begin"]["accuracy"]
+        assert (
+            rows["safe"]["hh_harmless"]["low"] > 0.5
+            and rows["help"]["begin"]["low"] > rows["cosine"]["begin"]["accuracy"]
+        )
         assert rows["harm_head"]["diasafety"] is None, "fitted on them"
     hh = shipped_pairs("hh_harmless")
     again = accuracy_of(cross_fitted(hh, STRENGTH["safe"]))["accuracy"]
-    assert again == pytest.approx(report["settings"]["stress"]["safe"]["hh_harmless"]["accuracy"], abs=.005)
+    assert again == pytest.approx(report["settings"]["stress"]["safe"]["hh_harmless"]["accuracy"], abs=0.005)
 
 
 def test_tool_reads_dialogues(monkeypatch):
@@ -188,6 +245,9 @@ def test_tool_reads_dialogues(monkeypatch):
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
     sys.modules.pop("assets", None)
-    assert tool.turns("\n\nHuman: one  two\n\nthree\n\nAssistant: four") == [("Human", "one two three"), ("Assistant", "four")]
+    assert tool.turns("\n\nHuman: one  two\n\nthree\n\nAssistant: four") == [
+        ("Human", "one two three"),
+        ("Assistant", "four"),
+    ]
     assert tool.distinct(["b", "a", "b"]) == (["b", "a"], [0, 1, 0])
     assert tool.equal_averages()["columns of RMhelp"]["SteamSHP-XL"] == pytest.approx((76.9 + 66.8 + 63.4) / 3)

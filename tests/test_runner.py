@@ -16,7 +16,20 @@ from dualppo.runs import runner
 from dualppo.text.data import DataError
 from dualppo.methods.base import learner_of
 from dualppo.methods.rows import all_methods, method
-from dualppo.runs.runner import Outcome, Run, canonical, execute, finished, job_path, missing, notebook_path, read_record, run_from, run_grid, run_once
+from dualppo.runs.runner import (
+    Outcome,
+    Run,
+    canonical,
+    execute,
+    finished,
+    job_path,
+    missing,
+    notebook_path,
+    read_record,
+    run_from,
+    run_grid,
+    run_once,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {"epochs": 1, "inner_epochs": 1, "hidden": 8, "dialogues_per_epoch": 20}
@@ -56,7 +69,7 @@ def test_only_what_is_missing_is_done_again(toy, tmp_path):
         run_once(run, tmp_path)
     assert missing(runs, tmp_path, notebooks=False) == []
     job_path(tmp_path, runs[1]).unlink()
-    job_path(tmp_path, runs[2]).write_text(job_path(tmp_path, runs[2]).read_text()[:200])      # truncated
+    job_path(tmp_path, runs[2]).write_text(job_path(tmp_path, runs[2]).read_text()[:200])  # truncated
     assert {r.method for r in missing(runs, tmp_path, notebooks=False)} == {"similarity", "oracle"}
     before = job_path(tmp_path, runs[0]).stat().st_mtime_ns
     outcomes = run_grid(runs, tmp_path, 2, notebooks=False)
@@ -91,10 +104,18 @@ def edited(folder: Path, name: str, old: str, new: str) -> None:
     os.utime(path, ns=(0, 0))
 
 
-@pytest.mark.parametrize(("name", "old", "new"), [
-    ("ppo", "def weight_signal", "# a comment\ndef weight_signal"), ("ppo", '"Steps (a) to (f)."', '"Another docstring."'), ("cli", "WIDE = 130", "WIDE = 131"),
-    ("tables", "def ", "def _more():\n    return 1\n\n\ndef "), ("methods/grpo", "sum_first", "first_sum"), ("baselines", "beta: Positive = 0.1", "beta: Positive = 0.2"),
-    ("data", "def download_official", "def _unused():\n    return 2\n\n\ndef download_official")])
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("ppo", "def weight_signal", "# a comment\ndef weight_signal"),
+        ("ppo", '"Steps (a) to (f)."', '"Another docstring."'),
+        ("cli", "WIDE = 130", "WIDE = 131"),
+        ("tables", "def ", "def _more():\n    return 1\n\n\ndef "),
+        ("methods/grpo", "sum_first", "first_sum"),
+        ("baselines", "beta: Positive = 0.1", "beta: Positive = 0.2"),
+        ("data", "def download_official", "def _unused():\n    return 2\n\n\ndef download_official"),
+    ],
+)
 def test_code_hash_ignores_what_the_run_does_not_execute(tmp_path, name, old, new):
     folder = package_copy(tmp_path)
     before = runner.code_sha256(method("dual_ppo"), folder)
@@ -102,10 +123,19 @@ def test_code_hash_ignores_what_the_run_does_not_execute(tmp_path, name, old, ne
     assert runner.code_sha256(method("dual_ppo"), folder) == before
 
 
-@pytest.mark.parametrize(("name", "old", "new"), [
-    ("ppo", "inner_epochs: Count = 4", "inner_epochs: Count = 5"), ("metrics", "GOOD_COSINE = 0.5", "GOOD_COSINE = 0.6"), ("masking", "MINUS_INFINITY = -1e9", "MINUS_INFINITY = -1e8"),
-    ("weights", "largest: float = 50.0", "largest: float = 40.0"), ("candidates", "twin: Cosine = 0.95", "twin: Cosine = 0.9"), ("base", "self.epoch += 1", "self.epoch += 2"),
-    ("stacked", "common = min(", "common = max("), ("surrogate", "return (log_probs.exp()", "return -(log_probs.exp()")])
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("ppo", "inner_epochs: Count = 4", "inner_epochs: Count = 5"),
+        ("metrics", "GOOD_COSINE = 0.5", "GOOD_COSINE = 0.6"),
+        ("masking", "MINUS_INFINITY = -1e9", "MINUS_INFINITY = -1e8"),
+        ("weights", "largest: float = 50.0", "largest: float = 40.0"),
+        ("candidates", "twin: Cosine = 0.95", "twin: Cosine = 0.9"),
+        ("base", "self.epoch += 1", "self.epoch += 2"),
+        ("stacked", "common = min(", "common = max("),
+        ("surrogate", "return (log_probs.exp()", "return -(log_probs.exp()"),
+    ],
+)
 def test_code_hash_sees_what_the_run_executes(tmp_path, name, old, new):
     folder = package_copy(tmp_path)
     before = runner.code_sha256(method("dual_ppo"), folder)
@@ -117,7 +147,10 @@ def test_code_hash_belongs_to_the_trainer(tmp_path):
     folder = package_copy(tmp_path)
     before = {name: runner.code_sha256(method(name), folder) for name in ("sft", "dual_ppo")}
     edited(folder, "baselines", "return F.nll_loss(", "return 2 * F.nll_loss(")
-    assert runner.code_sha256(method("sft"), folder) != before["sft"] and runner.code_sha256(method("dual_ppo"), folder) == before["dual_ppo"]
+    assert (
+        runner.code_sha256(method("sft"), folder) != before["sft"]
+        and runner.code_sha256(method("dual_ppo"), folder) == before["dual_ppo"]
+    )
 
 
 def test_a_trained_policy_is_loaded_by_name(toy, tmp_path):
@@ -126,6 +159,7 @@ def test_a_trained_policy_is_loaded_by_name(toy, tmp_path):
     from dualppo.bench.features import load_features
     from dualppo.exact.metrics import evaluate
     from dualppo.policies.policy import all_log_probs
+
     changes = {"epochs": 2, "inner_epochs": 1, "policy_lr": 1e-3}
     record = run_once(Run("dual_ppo_bandit", "stress", (1,), "smoke", str(toy), "cpu", changes), tmp_path)
     policy = runner.stored_policy("dual_ppo_bandit", "stress", 1, tmp_path, "smoke", changes, str(toy))
@@ -137,7 +171,9 @@ def test_a_trained_policy_is_loaded_by_name(toy, tmp_path):
 
 
 def test_what_a_method_trains_on_its_way_is_in_its_key():
-    assert "dualppo.methods.baselines.SFT" in runner.reached_by(method("dpo")) and "dualppo.methods.baselines.DPO" not in runner.reached_by(method("sft"))
+    assert "dualppo.methods.baselines.SFT" in runner.reached_by(
+        method("dpo")
+    ) and "dualppo.methods.baselines.DPO" not in runner.reached_by(method("sft"))
 
 
 @pytest.mark.parametrize("name", all_methods())
@@ -145,18 +181,25 @@ def test_the_code_of_a_run_is_its_trainer_and_no_report(name):
     reached = runner.reached_by(method(name))
     kind = learner_of(method(name).config)
     assert f"{kind.__module__}.{kind.__qualname__}" in reached and "dualppo.exact.metrics.per_state" in reached
-    assert not [one for one in reached if "download" in one or one.split(".")[-2] in ("report", "tables", "cli", "ledger", "jobs")]
+    assert not [
+        one
+        for one in reached
+        if "download" in one or one.split(".")[-2] in ("report", "tables", "cli", "ledger", "jobs")
+    ]
 
 
 def test_two_data_sets_of_one_name_share_no_folder(tmp_path, toy):
     from toys import write_toy
+
     for name, dialogues in (("a", 30), ("b", 31)):
         (tmp_path / name).mkdir()
         write_toy(tmp_path / name / "toy.safetensors", dialogues=dialogues, turns=2)
     runs = [Run("random", "clean", (0,), "smoke", str(tmp_path / name / "toy.safetensors")) for name in "ab"]
     assert len({job_path(tmp_path, run) for run in runs}) == 2
     shutil.copytree(tmp_path / "a", tmp_path / "c")
-    assert job_path(tmp_path, replace(runs[0], data=str(tmp_path / "c" / "toy.safetensors"))) == job_path(tmp_path, runs[0])
+    assert job_path(tmp_path, replace(runs[0], data=str(tmp_path / "c" / "toy.safetensors"))) == job_path(
+        tmp_path, runs[0]
+    )
 
 
 def test_every_digit_of_a_configuration_and_the_machine_are_in_the_key(monkeypatch):
@@ -175,7 +218,11 @@ def test_code_hash_sees_the_judges_weights(tmp_path):
 def test_a_method_in_a_folder_is_in_its_own_key(tmp_path):
     folder = package_copy(tmp_path)
     before = runner.code_sha256(method("grpo"), folder)
-    for name, old, new in (("methods/grpo", "reward @ weights, 1", "-reward @ weights, 1"), ("advantages", "spread + 1e-8", "spread + 1e-7"), ("base", "self.epoch += 1", "self.epoch += 2")):
+    for name, old, new in (
+        ("methods/grpo", "reward @ weights, 1", "-reward @ weights, 1"),
+        ("advantages", "spread + 1e-8", "spread + 1e-7"),
+        ("base", "self.epoch += 1", "self.epoch += 2"),
+    ):
         edited(folder, name, old, new)
         after = runner.code_sha256(method("grpo"), folder)
         assert after != before, f"{name} is not in the key of grpo"
@@ -184,7 +231,9 @@ def test_a_method_in_a_folder_is_in_its_own_key(tmp_path):
 
 def test_a_failed_run_does_not_stop_the_grid(toy, tmp_path, monkeypatch):
     real = runner.child_command
-    wrong = lambda run, *rest: [sys.executable, "-c", "raise SystemExit('it broke')"] if run.method == "random" else real(run, *rest)
+    wrong = lambda run, *rest: (
+        [sys.executable, "-c", "raise SystemExit('it broke')"] if run.method == "random" else real(run, *rest)
+    )
     monkeypatch.setattr(runner, "child_command", wrong)
     seen = []
     outcomes = run_grid([tiny(toy, "random"), tiny(toy, "similarity")], tmp_path, 1, notebooks=False, ended=seen.append)
@@ -194,7 +243,9 @@ def test_a_failed_run_does_not_stop_the_grid(toy, tmp_path, monkeypatch):
 
 
 def test_interrupt_ends_the_children_and_keeps_what_is_done(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "child_command", lambda run, *rest: [sys.executable, "-c", "import time; time.sleep(60)"])
+    monkeypatch.setattr(
+        runner, "child_command", lambda run, *rest: [sys.executable, "-c", "import time; time.sleep(60)"]
+    )
 
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
@@ -213,13 +264,40 @@ def test_a_notebook_that_fails_is_kept_under_another_name(toy, tmp_path, monkeyp
     run = tiny(toy, "random")
     (outcome,) = run_grid([run], tmp_path, 1)
     assert outcome.status == "failed" and not notebook_path(tmp_path, run).exists()
-    assert [p.name for p in tmp_path.rglob("*.ipynb")] == [notebook_path(tmp_path, run).with_suffix(".failed.ipynb").name]
+    assert [p.name for p in tmp_path.rglob("*.ipynb")] == [
+        notebook_path(tmp_path, run).with_suffix(".failed.ipynb").name
+    ]
 
 
 def test_papermill_executes_the_template_by_itself(toy, tmp_path):
     out = tmp_path / "out.ipynb"
-    command = [sys.executable, "-m", "papermill", str(ROOT / "nbs" / "runs" / "method.ipynb"), str(out), "-k", "python3", "-p", "method", "dual_ppo", "-p", "setting", "stress",
-               "-p", "seeds", "2", "-p", "data", str(toy), "-p", "overrides", json.dumps(TINY), "-p", "outputs", str(tmp_path / "o")]
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(ROOT / "nbs" / "runs" / "method.ipynb"),
+        str(out),
+        "-k",
+        "python3",
+        "-p",
+        "method",
+        "dual_ppo",
+        "-p",
+        "setting",
+        "stress",
+        "-p",
+        "seeds",
+        "2",
+        "-p",
+        "data",
+        str(toy),
+        "-p",
+        "overrides",
+        json.dumps(TINY),
+        "-p",
+        "outputs",
+        str(tmp_path / "o"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=runner.child_environment())
     assert done.returncode == 0, done.stderr[-2000:]
     (path,) = (tmp_path / "o").rglob("*.json")
@@ -230,16 +308,39 @@ def test_papermill_executes_the_template_by_itself(toy, tmp_path):
 
 def test_papermill_refuses_an_unknown_parameter(tmp_path):
     with pytest.raises(PapermillExecutionError, match="unknown parameter 'methd'"):
-        execute_notebook(ROOT / "nbs" / "runs" / "method.ipynb", tmp_path / "out.ipynb", {"methd": "sft", "outputs": str(tmp_path / "o")}, kernel_name="python3", progress_bar=False)
+        execute_notebook(
+            ROOT / "nbs" / "runs" / "method.ipynb",
+            tmp_path / "out.ipynb",
+            {"methd": "sft", "outputs": str(tmp_path / "o")},
+            kernel_name="python3",
+            progress_bar=False,
+        )
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.parametrize("parameters, needle", [
-    ({"method": "dual_pppo"}, "dual_ppo"), ({"setting": "stres"}, "stress"), ({"profile": "quik"}, "quick"), ({"methd": "sft"}, "method"),
-    ({"seeds": 0}, "at least 1"), ({"seeds": [1, 1]}, "different"), ({"seeds": "three"}, "seeds"), ({"overrides": {"gama": 1}}, "gamma"), ({"overrides": "{"}, "not JSON"),
-    ({"overrides": {"tau_mask": 1.5}}, "[0, 1]"), ({"overrides": {"n": 1}}, "at least 2"), ({"overrides": {"epochs": 1.5}}, "whole number"), ({"overrides": {"candidates.epochs": 1}}, "candidates"), ({"overrides": {"env.tau_mask": 1.5}}, "[0, 1]"), ({"overrides": {"mask": "of"}}, "off"),
-    ({"overrides": {"kappa": float("nan")}}, "kappa"), ({"overrides": {"epochs": True}}, "epochs"), ({"overrides": {"name": "x"}}, "no parameter 'name'"),
-])
+@pytest.mark.parametrize(
+    "parameters, needle",
+    [
+        ({"method": "dual_pppo"}, "dual_ppo"),
+        ({"setting": "stres"}, "stress"),
+        ({"profile": "quik"}, "quick"),
+        ({"methd": "sft"}, "method"),
+        ({"seeds": 0}, "at least 1"),
+        ({"seeds": [1, 1]}, "different"),
+        ({"seeds": "three"}, "seeds"),
+        ({"overrides": {"gama": 1}}, "gamma"),
+        ({"overrides": "{"}, "not JSON"),
+        ({"overrides": {"tau_mask": 1.5}}, "[0, 1]"),
+        ({"overrides": {"n": 1}}, "at least 2"),
+        ({"overrides": {"epochs": 1.5}}, "whole number"),
+        ({"overrides": {"candidates.epochs": 1}}, "candidates"),
+        ({"overrides": {"env.tau_mask": 1.5}}, "[0, 1]"),
+        ({"overrides": {"mask": "of"}}, "off"),
+        ({"overrides": {"kappa": float("nan")}}, "kappa"),
+        ({"overrides": {"epochs": True}}, "epochs"),
+        ({"overrides": {"name": "x"}}, "no parameter 'name'"),
+    ],
+)
 def test_bad_parameters_get_one_sentence(parameters, needle):
     with pytest.raises(DataError, match=".") as caught:
         run_from(parameters)
@@ -268,9 +369,14 @@ def test_full_disk_or_read_only_folder(toy, tmp_path, monkeypatch, code):
 def test_the_manifest_names_what_is_there(toy, tmp_path):
     record = run_once(tiny(toy, "random"), tmp_path)
     (row,) = runner.manifest(tmp_path)["runs"]
-    assert row["method"] == "random" and row["code_sha256"] == record["code_sha256"] and (tmp_path / row["path"]).is_file()
+    assert (
+        row["method"] == "random" and row["code_sha256"] == record["code_sha256"] and (tmp_path / row["path"]).is_file()
+    )
 
 
 def test_the_longest_run_comes_first(toy, tmp_path):
-    names = [r.method for r in missing([Run("random", data=str(toy)), Run("dpo", data=str(toy)), Run("sft", data=str(toy))], tmp_path)]
+    names = [
+        r.method
+        for r in missing([Run("random", data=str(toy)), Run("dpo", data=str(toy)), Run("sft", data=str(toy))], tmp_path)
+    ]
     assert names == ["dpo", "sft", "random"] and Outcome(Run(), "done").why == ""

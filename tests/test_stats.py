@@ -5,8 +5,19 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import stats as scipy_stats
 
-from dualppo.papers.stats import (clopper_pearson, detectable, hierarchical_interval, holm, items_needed, paired_permutation, probability_of_improvement,
-                           seed_interval, stratified_interval, tost, variance_components)
+from dualppo.papers.stats import (
+    clopper_pearson,
+    detectable,
+    hierarchical_interval,
+    holm,
+    items_needed,
+    paired_permutation,
+    probability_of_improvement,
+    seed_interval,
+    stratified_interval,
+    tost,
+    variance_components,
+)
 
 numbers = st.lists(st.floats(-1, 1), min_size=2, max_size=12)
 
@@ -50,7 +61,9 @@ def test_the_hierarchical_interval_covers():
     g, hits = np.random.default_rng(0), 0
     for _ in range(200):
         effects = g.normal(0, 0.2, 15)
-        found = hierarchical_interval([[3] * 40] * 15, [[g.normal(e, 0.5, 3).sum() for _ in range(40)] for e in effects], draws=400)
+        found = hierarchical_interval(
+            [[3] * 40] * 15, [[g.normal(e, 0.5, 3).sum() for _ in range(40)] for e in effects], draws=400
+        )
         hits += found.low <= 0 <= found.high
     assert 0.85 < hits / 200 < 0.99  # percentile intervals of 15 seeds are short of 95 %
 
@@ -75,11 +88,15 @@ def test_what_is_detectable_is_found_four_times_in_five(n, tests):
 @given(st.floats(0.01, 10), st.integers(12, 40))
 @settings(max_examples=30, deadline=None)
 def test_more_seeds_and_fewer_tests_detect_less(sd, n):
-    assert detectable(sd, n + 1) < detectable(sd, n) < detectable(sd, n, tests=39) and detectable(2 * sd, n) == pytest.approx(2 * detectable(sd, n))
+    assert detectable(sd, n + 1) < detectable(sd, n) < detectable(sd, n, tests=39) and detectable(
+        2 * sd, n
+    ) == pytest.approx(2 * detectable(sd, n))
     assert detectable(sd, 5) == detectable(sd, 10, tests=39) == np.inf  # 2/2^n is the smallest p of a sign test
 
 
 def test_rare_harms():
     low, high = clopper_pearson(3, 100)
-    assert scipy_stats.binom.sf(2, 100, low) == pytest.approx(0.025, abs=1e-6) and scipy_stats.binom.cdf(3, 100, high) == pytest.approx(0.025, abs=1e-6)
+    assert scipy_stats.binom.sf(2, 100, low) == pytest.approx(0.025, abs=1e-6) and scipy_stats.binom.cdf(
+        3, 100, high
+    ) == pytest.approx(0.025, abs=1e-6)
     assert 4_600 < items_needed(0.01, 0.005) < 4_800 and 9_200 < items_needed(0.005, 0.0025) < 9_500

@@ -9,7 +9,9 @@ from dualppo.papers.registration import Analysis, registration
 from dualppo.runs.runner import resolve, run_grid
 from dualppo.papers.studies import STUDIES, Study, records_of, study, summary
 
-TINY = Study("tiny", "Does it run?", {"none": ("random", {}), "ten": ("similarity", {"n": 30})}, seeds=(0,), profile="smoke")
+TINY = Study(
+    "tiny", "Does it run?", {"none": ("random", {}), "ten": ("similarity", {"n": 30})}, seeds=(0,), profile="smoke"
+)
 
 
 def test_every_variant_can_be_run_and_calls_itself_exploratory():
@@ -17,7 +19,9 @@ def test_every_variant_can_be_run_and_calls_itself_exploratory():
     for one in STUDIES.values():
         for run in one.runs().values():
             resolve(run)
-            assert run.seeds != plan.arms.get(run.method) and (run.overrides or run.profile != plan.profile), "a study never fills a registered cell"
+            assert run.seeds != plan.arms.get(run.method) and (run.overrides or run.profile != plan.profile), (
+                "a study never fills a registered cell"
+            )
         assert Analysis(one.name, tuple(one.variants), plan.primary, exploratory=True).check(plan)
 
 
@@ -27,7 +31,9 @@ def test_a_study_is_run_and_read_back(tmp_path):
     assert summary(TINY, tmp_path).empty
     assert {o.status for o in run_grid([runs["ten"]], tmp_path, notebooks=False)} == {"done"}
     found = records_of(TINY, tmp_path, toy)
-    assert set(found) == {"ten"} and found["ten"]["config"]["candidates"]["n"] == 30 and len(found["ten"]["results"]) == 1
+    assert (
+        set(found) == {"ten"} and found["ten"]["config"]["candidates"]["n"] == 30 and len(found["ten"]["results"]) == 1
+    )
 
 
 def test_a_study_takes_other_data(capsys, tmp_path, monkeypatch, toy, without_processes):
@@ -37,7 +43,11 @@ def test_a_study_takes_other_data(capsys, tmp_path, monkeypatch, toy, without_pr
     argv = ["study", "tiny", "--data", "few.safetensors", "--outputs", "out"]
     assert main(argv) == 0
     shown = capsys.readouterr().out
-    assert shown.count("done") == 2 and shown.partition("(stress)")[2].count("ten") and list(summary(TINY, tmp_path / "out", data=str(toy)).index) == ["none", "ten"]
+    assert (
+        shown.count("done") == 2
+        and shown.partition("(stress)")[2].count("ten")
+        and list(summary(TINY, tmp_path / "out", data=str(toy)).index) == ["none", "ten"]
+    )
     assert main(argv) == 0 and capsys.readouterr().out.count("cached") == 2
     assert summary(TINY, tmp_path / "out").empty, "the shipped features have no such run"
     assert main(["study", "tiny", "--data", "nowhere.safetensors"]) == 2 and "no such file" in capsys.readouterr().err

@@ -26,7 +26,20 @@ from dualppo.runs import jobs, runner
 from dualppo.runs.codehash import reached, sha256_of
 from dualppo.text.data import SCRATCH, DataError, atomic_write
 from dualppo.runs.jobs import affordable_workers, at_work, lock, sweep
-from dualppo.runs.runner import Run, Unfinished, canonical, execute, finished, grid, job_path, missing, notebook_path, read_record, run_grid, run_once
+from dualppo.runs.runner import (
+    Run,
+    Unfinished,
+    canonical,
+    execute,
+    finished,
+    grid,
+    job_path,
+    missing,
+    notebook_path,
+    read_record,
+    run_grid,
+    run_once,
+)
 from dualppo.papers.tables import build_table, per_seed, read_runs, to_csv
 
 METHODS = ("random", "similarity", "dual_ppo", "dual_ppo_bandit", "wo_mask_bandit")
@@ -99,7 +112,7 @@ def until(condition: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
-        time.sleep(.05)
+        time.sleep(0.05)
 
 
 # ---- kills
@@ -124,8 +137,8 @@ def test_kills_at_random_moments_lose_nothing(runs, undisturbed, tmp_path):
     while kills < 32:
         outputs = tmp_path / str(folders)
         process = begun(work, runs, outputs)
-        process.join(dice.uniform(0, .5))
-        if process.exitcode == 0:                                              # everything was done before a kill: once more, in another folder
+        process.join(dice.uniform(0, 0.5))
+        if process.exitcode == 0:  # everything was done before a kill: once more, in another folder
             same_results(outputs, undisturbed, runs)
             folders, before = folders + 1, {}
             continue
@@ -142,18 +155,30 @@ def test_kills_at_random_moments_lose_nothing(runs, undisturbed, tmp_path):
     same_results(outputs, undisturbed, runs)
 
 
-def stub(undisturbed: Path, pids: Path, nap: float = .1) -> Callable:
+def stub(undisturbed: Path, pids: Path, nap: float = 0.1) -> Callable:
     """A child that takes a finished record (and writes a notebook in two steps) instead of training."""
-    code = ("import os, sys, time; from pathlib import Path; source, target, notebook, pids = map(Path, sys.argv[1:])\n"
-            "(pids / str(os.getpid())).touch()\n"
-            "notebook.name and notebook.write_text('{\"cells\": ')\n"
-            f"time.sleep({nap}); target.parent.mkdir(parents=True, exist_ok=True)\n"
-            "part = target.with_name(f'.dualppo-{target.name}.{os.getpid()}'); part.write_text(source.read_text()); os.replace(part, target)\n"
-            "notebook.name and notebook.write_text('{\"cells\": []}')")
-    return lambda run, outputs, notebook, texts="": [sys.executable, "-c", code, str(job_path(undisturbed, run)), str(job_path(outputs, run)), str(notebook or ""), str(pids)]
+    code = (
+        "import os, sys, time; from pathlib import Path; source, target, notebook, pids = map(Path, sys.argv[1:])\n"
+        "(pids / str(os.getpid())).touch()\n"
+        "notebook.name and notebook.write_text('{\"cells\": ')\n"
+        f"time.sleep({nap}); target.parent.mkdir(parents=True, exist_ok=True)\n"
+        "part = target.with_name(f'.dualppo-{target.name}.{os.getpid()}'); part.write_text(source.read_text()); os.replace(part, target)\n"
+        "notebook.name and notebook.write_text('{\"cells\": []}')"
+    )
+    return lambda run, outputs, notebook, texts="": [
+        sys.executable,
+        "-c",
+        code,
+        str(job_path(undisturbed, run)),
+        str(job_path(outputs, run)),
+        str(notebook or ""),
+        str(pids),
+    ]
 
 
-def stub_grid(runs: list[Run], outputs: Path, undisturbed: Path, pids: Path, done: Path | None = None, nap: float = .1) -> None:
+def stub_grid(
+    runs: list[Run], outputs: Path, undisturbed: Path, pids: Path, done: Path | None = None, nap: float = 0.1
+) -> None:
     """A grid whose children only pretend; writes down which runs it did."""
     runner.child_command = stub(undisturbed, pids, nap)
     outcomes = run_grid(runs, outputs, 2)
@@ -177,7 +202,7 @@ def test_killed_grids_leave_no_half_notebook(runs, undisturbed, tmp_path):
     while kills < 10:
         outputs = tmp_path / str(folders)
         process = begun(stub_grid, runs, outputs, undisturbed, pids)
-        process.join(dice.uniform(.1, .7))
+        process.join(dice.uniform(0.1, 0.7))
         if process.exitcode == 0:
             same_results(outputs, undisturbed, runs)
             folders += 1
@@ -211,7 +236,10 @@ def test_a_child_does_not_outlive_its_grid(runs, undisturbed, tmp_path, number):
 def test_two_grids_share_a_folder(runs, undisturbed, tmp_path):
     outputs, pids = tmp_path / "o", tmp_path / "pids"
     pids.mkdir()
-    together = [PROCESSES.Process(target=stub_grid, args=(runs, outputs, undisturbed, pids, tmp_path / f"done{i}")) for i in range(2)]
+    together = [
+        PROCESSES.Process(target=stub_grid, args=(runs, outputs, undisturbed, pids, tmp_path / f"done{i}"))
+        for i in range(2)
+    ]
     for process in together:
         process.start()
     for process in together:
@@ -229,7 +257,9 @@ def real_grid(runs: list[Run], outputs: Path, done: Path) -> None:
 
 def test_two_grids_with_real_children_do_each_run_once(runs, undisturbed, tmp_path):
     few = runs[:2]
-    together = [PROCESSES.Process(target=real_grid, args=(few, tmp_path / "o", tmp_path / f"done{i}")) for i in range(2)]
+    together = [
+        PROCESSES.Process(target=real_grid, args=(few, tmp_path / "o", tmp_path / f"done{i}")) for i in range(2)
+    ]
     for process in together:
         process.start()
     for process in together:
@@ -237,7 +267,9 @@ def test_two_grids_with_real_children_do_each_run_once(runs, undisturbed, tmp_pa
     statuses = [status for i in range(2) for status in json.loads((tmp_path / f"done{i}").read_text())]
     assert sorted(statuses) == ["cached"] * 2 + ["done"] * 2
     for run in few:
-        assert canonical(read_record(job_path(tmp_path / "o", run))) == canonical(read_record(job_path(undisturbed, run)))
+        assert canonical(read_record(job_path(tmp_path / "o", run))) == canonical(
+            read_record(job_path(undisturbed, run))
+        )
     assert unfinished_files(tmp_path / "o") == []
 
 
@@ -245,7 +277,7 @@ def test_a_claimed_run_is_waited_for(runs, undisturbed, tmp_path):
     path = job_path(tmp_path, runs[0])
     slept = []
 
-    def hand_over(seconds: float) -> None:                                     # the other grid ends while this one waits
+    def hand_over(seconds: float) -> None:  # the other grid ends while this one waits
         slept.append(seconds)
         path.write_bytes(job_path(undisturbed, runs[0]).read_bytes())
         claim.release()
@@ -261,7 +293,20 @@ def test_a_claimed_run_is_waited_for(runs, undisturbed, tmp_path):
 
 
 def command(outputs: Path, toy: Path, *more: str) -> list[str]:
-    return ["reproduce", "--profile", "smoke", "--data", str(toy), "--outputs", str(outputs), "--settings", "clean", "--workers", "1", *more]
+    return [
+        "reproduce",
+        "--profile",
+        "smoke",
+        "--data",
+        str(toy),
+        "--outputs",
+        str(outputs),
+        "--settings",
+        "clean",
+        "--workers",
+        "1",
+        *more,
+    ]
 
 
 def descendants(pid: int) -> set[int]:
@@ -282,9 +327,14 @@ def descendants(pid: int) -> set[int]:
 @contextmanager
 def started(argv: list[str]) -> Iterator[subprocess.Popen]:
     """The real command in its own process, which hears Ctrl-C even where the tests run in the background and do not."""
-    process = subprocess.Popen([sys.executable, "-c", "import sys; from dualppo.cli import main; sys.exit(main(sys.argv[1:]))", *argv],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=runner.child_environment(),
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import sys; from dualppo.cli import main; sys.exit(main(sys.argv[1:]))", *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=runner.child_environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         yield process
     finally:
@@ -293,7 +343,9 @@ def started(argv: list[str]) -> Iterator[subprocess.Popen]:
 
 
 @linux
-@pytest.mark.parametrize("number, status, words", [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")])
+@pytest.mark.parametrize(
+    "number, status, words", [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")]
+)
 def test_a_signal_ends_the_command_in_order(toy, tmp_path, number, status, words):
     outputs = tmp_path / "o"
     with started(command(outputs, toy, "--methods", "similarity", "--no-notebooks")) as process:
@@ -302,7 +354,12 @@ def test_a_signal_ends_the_command_in_order(toy, tmp_path, number, status, words
         process.send_signal(number)
         error = process.communicate(timeout=120)[1]
     assert process.returncode == status, error
-    assert words in error and "goes on from here" in error and "finished runs are kept" in error and "Traceback" not in error
+    assert (
+        words in error
+        and "goes on from here" in error
+        and "finished runs are kept" in error
+        and "Traceback" not in error
+    )
     assert children and not any(alive(child) for child in children) and unfinished_files(outputs) == []
 
 
@@ -310,7 +367,7 @@ def test_a_signal_ends_the_command_in_order(toy, tmp_path, number, status, words
 def test_kill_9_takes_the_notebooks_kernel_along_and_the_grid_goes_on(capsys, toy, tmp_path):
     outputs, names = tmp_path / "o", ["--methods", "random"]
     with started(command(outputs, toy, *names)) as process:
-        until(lambda: len(descendants(process.pid)) > 1)                       # papermill and its kernel
+        until(lambda: len(descendants(process.pid)) > 1)  # papermill and its kernel
         children = descendants(process.pid)
         process.kill()
     until(lambda: not any(alive(child) for child in children))
@@ -338,18 +395,30 @@ def test_a_long_run_goes_on_at_its_seed_and_epoch(toy, undisturbed, tmp_path):
     run, told = long_run(toy), []
     path = job_path(tmp_path, run)
     with pytest.raises(KeyboardInterrupt):
-        run_once(run, tmp_path, stop_after(8))                                 # seed 1, epoch 3 of 5
-    assert not path.exists() and [p for p in without_policies(path.parent) if "checkpoint" not in p] == [f".{path.stem}.partial"]
+        run_once(run, tmp_path, stop_after(8))  # seed 1, epoch 3 of 5
+    assert not path.exists() and [p for p in without_policies(path.parent) if "checkpoint" not in p] == [
+        f".{path.stem}.partial"
+    ]
     assert [p.name.split(".")[2] for p in path.parent.glob("*.checkpoint.safetensors")] == ["seed1"]
     record = run_once(run, tmp_path, lambda row: told.append((row["seed"], row["epoch"])))
     assert told == [(1, 4), (1, 5), *((2, epoch) for epoch in range(1, 6))]
-    assert canonical(record) == canonical(read_record(job_path(undisturbed, run))) and without_policies(path.parent) == [path.name]
+    assert canonical(record) == canonical(read_record(job_path(undisturbed, run))) and without_policies(
+        path.parent
+    ) == [path.name]
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda unfinished: unfinished.partial.write_text("{ truncated"), lambda unfinished: unfinished.partial.write_text("[]"),
-    lambda unfinished: unfinished.partial.write_text(unfinished.partial.read_text().replace(unfinished.key, "another key")),
-    lambda unfinished: unfinished.partial.unlink(), lambda unfinished: unfinished.checkpoint(1).write_bytes(b"\x08" + b"\0" * 64)])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda unfinished: unfinished.partial.write_text("{ truncated"),
+        lambda unfinished: unfinished.partial.write_text("[]"),
+        lambda unfinished: unfinished.partial.write_text(
+            unfinished.partial.read_text().replace(unfinished.key, "another key")
+        ),
+        lambda unfinished: unfinished.partial.unlink(),
+        lambda unfinished: unfinished.checkpoint(1).write_bytes(b"\x08" + b"\0" * 64),
+    ],
+)
 def test_what_another_run_left_is_not_continued(toy, undisturbed, tmp_path, spoil):
     run = replace(long_run(toy), seeds=(0, 1), overrides=SMALL | {"epochs": 2})
     with pytest.raises(KeyboardInterrupt):
@@ -357,7 +426,9 @@ def test_what_another_run_left_is_not_continued(toy, undisturbed, tmp_path, spoi
     path = job_path(tmp_path, run)
     key = json.loads(path.with_name(f".{path.stem}.partial").read_text())["key"]
     spoil(Unfinished(path, key))
-    assert canonical(run_once(run, tmp_path)) == canonical(execute(run)) and without_policies(path.parent) == [path.name]
+    assert canonical(run_once(run, tmp_path)) == canonical(execute(run)) and without_policies(path.parent) == [
+        path.name
+    ]
 
 
 def test_a_checkpoint_of_other_code_is_not_found_and_goes_in_the_end(tmp_path):
@@ -389,7 +460,9 @@ def test_a_notebook_of_an_earlier_run_does_not_stand_for_the_new_one(runs, undis
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
     """A file system of a certain size, where this may be mounted."""
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True
+    ).returncode:
         pytest.skip("mounting a small tmpfs is not allowed here")
     try:
         yield folder
@@ -438,7 +511,9 @@ def test_a_file_that_may_not_grow(runs, undisturbed, tmp_path):
     assert process.exitcode == 0 and "larger than is allowed" in text and "\n" not in text
     assert records(tmp_path / "o") == {}
     run_once(runs[0], tmp_path / "o")
-    assert canonical(read_record(job_path(tmp_path / "o", runs[0]))) == canonical(read_record(job_path(undisturbed, runs[0])))
+    assert canonical(read_record(job_path(tmp_path / "o", runs[0]))) == canonical(
+        read_record(job_path(undisturbed, runs[0]))
+    )
 
 
 def test_a_read_only_folder_can_be_read_but_not_worked_in(runs, tmp_path):
@@ -480,7 +555,9 @@ def test_no_clock_decides_anything(toy, undisturbed, tmp_path, monkeypatch):
     assert len(told) == 7 and canonical(record) == canonical(read_record(job_path(undisturbed, run)))
     for year in (1970, 2100):
         os.utime(job_path(tmp_path, run), (seconds := datetime(year, 1, 2).timestamp(), seconds))
-        assert finished(tmp_path, run, record["data_sha256"]) == record and missing([run], tmp_path, notebooks=False) == []
+        assert (
+            finished(tmp_path, run, record["data_sha256"]) == record and missing([run], tmp_path, notebooks=False) == []
+        )
 
 
 def test_an_edit_is_noticed_whatever_the_time_of_the_file(tmp_path):
@@ -488,7 +565,7 @@ def test_an_edit_is_noticed_whatever_the_time_of_the_file(tmp_path):
     (tmp_path / "a.py").write_text("def run(): return 1\n")
     before = hashed()
     (tmp_path / "a.py").write_text("def run(): return 2\n")
-    for at in (0, 2 ** 60):
+    for at in (0, 2**60):
         os.utime(tmp_path / "a.py", ns=(at, at))
         assert hashed() != before
 
@@ -554,7 +631,17 @@ def test_without_locks_a_run_is_still_stored_whole(runs, undisturbed, tmp_path, 
 # ---- memory
 
 
-@pytest.mark.parametrize("requested, need, left, fit", [(4, 1000, 2500, 2), (4, 1000, 4000, 4), (4, 1000, 10, 1), (4, 0, 10, 4), (1, 1000, math.inf, 1), (64, 1000, math.inf, 64)])
+@pytest.mark.parametrize(
+    "requested, need, left, fit",
+    [
+        (4, 1000, 2500, 2),
+        (4, 1000, 4000, 4),
+        (4, 1000, 10, 1),
+        (4, 0, 10, 4),
+        (1, 1000, math.inf, 1),
+        (64, 1000, math.inf, 64),
+    ],
+)
 def test_affordable_workers(requested, need, left, fit):
     assert affordable_workers(requested, need, left) == fit
 
@@ -570,7 +657,7 @@ def test_version_1_control_groups(tmp_path):
     (own.parent / "memory.limit_in_bytes").write_text("2000000000\n")
     (own.parent / "memory.usage_in_bytes").write_text("1500000000\n")
     (own.parent / "memory.stat").write_text("cache 7\ntotal_inactive_file 100000000\n")
-    assert jobs.available_memory_mb(tmp_path) == 600                           # the parent's limit binds
+    assert jobs.available_memory_mb(tmp_path) == 600  # the parent's limit binds
     assert jobs.available_memory_mb() > 0
 
 
@@ -587,11 +674,21 @@ def test_a_grid_lowers_its_workers_to_the_memory(runs, undisturbed, tmp_path, mo
         most.append(len(running))
         running.discard(outcome.run.method + outcome.run.profile)
 
-    run_grid(runs[:5], tmp_path, 4, notebooks=False, started=lambda run: running.add(run.method + run.profile), ended=ended, say=said.append)
+    run_grid(
+        runs[:5],
+        tmp_path,
+        4,
+        notebooks=False,
+        started=lambda run: running.add(run.method + run.profile),
+        ended=ended,
+        say=said.append,
+    )
     assert max(most) == 2 and len(said) == 1 and "from 4 to 2" in said[0]
 
 
 def test_a_child_that_is_killed_says_so(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "child_command", lambda *args: [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+    monkeypatch.setattr(
+        runner, "child_command", lambda *args: [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    )
     (outcome,) = run_grid(runs[:1], tmp_path, notebooks=False)
     assert outcome.status == "failed" and "memory" in outcome.why and "--workers" in outcome.why

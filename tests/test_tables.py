@@ -16,11 +16,25 @@ from dualppo.runs.runner import PROFILES, SCHEMA, to_json
 NAMES = ("random", "similarity", "similarity_mask", "oracle", "sft", "dual_ppo", "wo_mask_bandit")
 
 
-def record(name, setting, base=.5, seeds=3, data="a" * 64, label="embedded") -> dict:
+def record(name, setting, base=0.5, seeds=3, data="a" * 64, label="embedded") -> dict:
     """A record with made-up metrics."""
-    results = [{"seed": i, "test": {m: base + i / 100 + (.1 if setting == "stress" else 0) for m in METRICS}} for i in range(seeds)]
-    return {"schema": SCHEMA, "method": name, "title": method(name).title, "setting": setting, "profile": "quick", "seeds": list(range(seeds)), "key": "k", "code_sha256": "c",
-            "data_sha256": data, "data": {"name": label, "sha256": data, "exchanges": 10, "dialogues": 2}, "results": results}
+    results = [
+        {"seed": i, "test": {m: base + i / 100 + (0.1 if setting == "stress" else 0) for m in METRICS}}
+        for i in range(seeds)
+    ]
+    return {
+        "schema": SCHEMA,
+        "method": name,
+        "title": method(name).title,
+        "setting": setting,
+        "profile": "quick",
+        "seeds": list(range(seeds)),
+        "key": "k",
+        "code_sha256": "c",
+        "data_sha256": data,
+        "data": {"name": label, "sha256": data, "exchanges": 10, "dialogues": 2},
+        "results": results,
+    }
 
 
 def store(outputs, records, folder="quick") -> None:
@@ -38,11 +52,15 @@ def outputs(tmp_path):
 
 
 def test_a_cell_is_the_mean_with_its_t_interval():
-    values = [.1, .4, .35, .2]
+    values = [0.1, 0.4, 0.35, 0.2]
     cell = tables.Cell.of(values)
-    low, high = stats.t.interval(.95, 3, loc=cell.mean, scale=stats.sem(values))
+    low, high = stats.t.interval(0.95, 3, loc=cell.mean, scale=stats.sem(values))
     assert math.isclose(cell.mean - cell.half, low) and math.isclose(cell.mean + cell.half, high)
-    assert tables.Cell.of([.5]).text(True) == "50.0" and tables.Cell.of([math.nan, .5]).n == 1 and tables.Cell.of([]).text(False) == "–"
+    assert (
+        tables.Cell.of([0.5]).text(True) == "50.0"
+        and tables.Cell.of([math.nan, 0.5]).n == 1
+        and tables.Cell.of([]).text(False) == "–"
+    )
 
 
 def test_all_forms_are_written(outputs):
@@ -70,27 +88,50 @@ def test_both_settings_stand_side_by_side_and_controls_in_every_table(outputs):
 
 def test_the_papers_numbers_are_the_papers():
     assert {name: row[0] for name, row in tables.PAPER["table2"].items()} == {
-        "SFT": "42.3 ± 4.2", "DPO": "56.7 ± 5.1", "Safe RLHF-V": "61.2 ± 4.8", "Single-Obj. PPO": "67.1 ± 5.3", "Proposed": "78.4 ± 3.9"}
-    assert {m.paper for m in all_methods().values() if m.paper and "molma" not in m.tables} == set(tables.PAPER["table2"]) | set(tables.PAPER["table3"])
+        "SFT": "42.3 ± 4.2",
+        "DPO": "56.7 ± 5.1",
+        "Safe RLHF-V": "61.2 ± 4.8",
+        "Single-Obj. PPO": "67.1 ± 5.3",
+        "Proposed": "78.4 ± 3.9",
+    }
+    assert {m.paper for m in all_methods().values() if m.paper and "molma" not in m.tables} == set(
+        tables.PAPER["table2"]
+    ) | set(tables.PAPER["table3"])
 
 
 def test_wide_csv_has_every_metric(outputs):
     tables.write_tables(outputs)
     frame = pd.read_csv(outputs / "tables" / "table2_wide.csv")
-    assert {"good", "harm", "average_reward", "help_cosine", "harm_labelled", "recall_at_1", "mrr", "similarity", "good_ci95", "n"} <= set(frame.columns)
+    assert {
+        "good",
+        "harm",
+        "average_reward",
+        "help_cosine",
+        "harm_labelled",
+        "recall_at_1",
+        "mrr",
+        "similarity",
+        "good_ci95",
+        "n",
+    } <= set(frame.columns)
 
 
 def test_a_cell_outside_the_published_interval_is_flagged(outputs):
     published = tables.read_runs(outputs)
     same = tables.compare(published, published, "table2")
     assert same.outside.notna().all() and not same.outside.any()
-    yours = [record(n, s, base=.5 + .2 * (n == "sft")) for n in NAMES for s in ("clean", "stress")]
+    yours = [record(n, s, base=0.5 + 0.2 * (n == "sft")) for n in NAMES for s in ("clean", "stress")]
     frame = tables.compare(published, yours, "table2")
     assert set(frame[frame.outside.astype(bool)].method) == {"SFT"}
     shown = tables.compare_table(frame, "table2", "", "stress")
     assert sum("⚑" in cell for row in shown.rows for cell in row) == 3
     row = next(r for r in shown.rows if r[0] == "SFT")
-    assert row[1] == "42.3 ± 4.2" and row[2].startswith("61.0") and row[3].startswith("81.0") and "6 outside" in tables.summary_line(frame)
+    assert (
+        row[1] == "42.3 ± 4.2"
+        and row[2].startswith("61.0")
+        and row[3].startswith("81.0")
+        and "6 outside" in tables.summary_line(frame)
+    )
 
 
 def test_nothing_published_is_said(outputs):
@@ -136,7 +177,9 @@ def test_readme_sections_come_from_the_runs_alone(outputs, tmp_path):
     assert tables.readme_sections(tmp_path / "nowhere") == {"tables": tables.NOT_YET, "findings": tables.NOT_YET}
     sections = tables.readme_sections(outputs)
     assert set(sections) == {"tables", "findings"} and sections == tables.readme_sections(outputs)
-    assert "Table 2" in sections["tables"] and "78.4 ± 3.9" in sections["tables"] and sections["findings"].startswith("- ")
+    assert (
+        "Table 2" in sections["tables"] and "78.4 ± 3.9" in sections["tables"] and sections["findings"].startswith("- ")
+    )
 
 
 def test_the_registered_profile_is_shown_once_it_is_whole(outputs):
@@ -153,12 +196,23 @@ def test_one_seed_has_no_interval():
 
 
 def test_every_cell_carries_an_interval_and_every_row_its_seeds():
-    runs = [record(n, s, seeds=3 if s == "clean" else 5) for n in NAMES for s in ("clean", "stress")] + [record("dpo", "stress", seeds=4)]
+    runs = [record(n, s, seeds=3 if s == "clean" else 5) for n in NAMES for s in ("clean", "stress")] + [
+        record("dpo", "stress", seeds=4)
+    ]
     rows = {row[0]: row for row in tables.build_table("table2", runs).rows}
     assert rows[method("sft").title][-1] == "3 / 5" and rows[method("dpo").title][-1] == "4"
     assert all("±" in cell or cell == "–" for row in rows.values() for cell in row[4:-1])
     chart = tables.graph1_table(runs)
-    assert [labels[-1] for _, labels in chart.groups][-1] == "n" and {row[0]: row[-1] for row in chart.rows} == {row[0]: row[-1] for row in rows.values()}
-    compared = tables.compare_table(tables.compare(runs, [record(n, "clean", seeds=2) for n in NAMES], "table2"), "table2", "", "clean")
+    assert [labels[-1] for _, labels in chart.groups][-1] == "n" and {row[0]: row[-1] for row in chart.rows} == {
+        row[0]: row[-1] for row in rows.values()
+    }
+    compared = tables.compare_table(
+        tables.compare(runs, [record(n, "clean", seeds=2) for n in NAMES], "table2"), "table2", "", "clean"
+    )
     assert compared.groups[-1] == ("n", ("published", "yours")) and {row[-2:] for row in compared.rows} == {("3", "2")}
-    assert all("±" in row[i] for row in compared.rows for i, (_, label) in enumerate(compared.columns, 1) if label != "printed" and i < len(row) - 2)
+    assert all(
+        "±" in row[i]
+        for row in compared.rows
+        for i, (_, label) in enumerate(compared.columns, 1)
+        if label != "printed" and i < len(row) - 2
+    )

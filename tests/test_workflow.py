@@ -15,7 +15,15 @@ from dualppo.runs import runner, workflow
 from dualppo.cli import main
 from dualppo.text.data import DataError
 from dualppo.runs.runner import canonical, execute, job_path, missing, notebook_path, read_record, run_once
-from dualppo.runs.workflow import Config, check_engine, plan_of, read_config, run_workflow, seed_record, snakemake_command
+from dualppo.runs.workflow import (
+    Config,
+    check_engine,
+    plan_of,
+    read_config,
+    run_workflow,
+    seed_record,
+    snakemake_command,
+)
 
 pytest.importorskip("snakemake")
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,7 +69,7 @@ def test_a_grid_of_six_jobs_survives_kill_9(here):
     deadline = time.monotonic() + 120
     while len(kept := [path for name in planned.by_part if read_record(path := seed_record(planned, name))]) < 2:
         assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(.1)
+        time.sleep(0.1)
     kill_tree(process)
     stamps = {path: path.stat().st_mtime_ns for path in kept}
     assert missing(planned.runs, planned.outputs, notebooks=False)
@@ -74,20 +82,46 @@ def test_a_grid_of_six_jobs_survives_kill_9(here):
 
 
 def test_a_failed_job_keeps_its_notebook_and_stops_no_other(here, capsys):
-    config = Config("smoke", "out", str((here / "toy.safetensors").resolve()), methods=("random", "similarity"), settings=("clean",))
+    config = Config(
+        "smoke", "out", str((here / "toy.safetensors").resolve()), methods=("random", "similarity"), settings=("clean",)
+    )
     planned = plan(config)
     (name,) = [name for name in planned.by_part if name.startswith("random")]
     record = seed_record(planned, name)
     (planned.outputs / "seeds" / name / ".dualppo.lock").mkdir(parents=True)  # its process cannot make this file
-    argv = ["reproduce", "--engine", "snakemake", "--profile", "smoke", "--outputs", str(here / "out"), "--data", "toy.safetensors", "--methods", "random", "similarity", "--settings", "clean", "--workers", "2"]
+    argv = [
+        "reproduce",
+        "--engine",
+        "snakemake",
+        "--profile",
+        "smoke",
+        "--outputs",
+        str(here / "out"),
+        "--data",
+        "toy.safetensors",
+        "--methods",
+        "random",
+        "similarity",
+        "--settings",
+        "clean",
+        "--workers",
+        "2",
+    ]
     assert main(argv) == 1
     out = capsys.readouterr().out
-    assert "2 runs: 0 were there already, 1 done, 1 failed." in out and "cannot be written" in out and f"out/seeds/{name}" in out and "Table 2" in out
+    assert (
+        "2 runs: 0 were there already, 1 done, 1 failed." in out
+        and "cannot be written" in out
+        and f"out/seeds/{name}" in out
+        and "Table 2" in out
+    )
     failed = notebook_path(planned.outputs / "seeds" / name, planned.by_part[name])
     assert "DataError" in failed.read_text() and not record.exists()
     good = next(run for run in planned.runs if run.method == "similarity")
     cells = json.loads(notebook_path(planned.outputs, good).read_text())["cells"]
-    assert any("Table 1" in "".join(cell["source"]) for cell in cells) and not list(Path("out/notebooks").rglob("*.failed.ipynb"))
+    assert any("Table 1" in "".join(cell["source"]) for cell in cells) and not list(
+        Path("out/notebooks").rglob("*.failed.ipynb")
+    )
     assert canonical(read_record(job_path(planned.outputs, good))) == canonical(execute(good))
 
 
@@ -106,8 +140,11 @@ def test_an_edited_module_plans_exactly_its_jobs_again(here, tmp_path, monkeypat
     folder = package_copy(tmp_path)
     monkeypatch.setattr(runner, "package_folder", lambda: folder)
     assert set(plan(config).by_part) == before
-    for module, old, new, methods in (("cli", "WIDE = 130", "WIDE = 131", set()), ("ppo", "inner_epochs: Count = 4", "inner_epochs: Count = 5", {"dual_ppo"}),
-                                      ("metrics", "GOOD_COSINE = 0.5", "GOOD_COSINE = 0.6", {"random", "sft", "dual_ppo"})):
+    for module, old, new, methods in (
+        ("cli", "WIDE = 130", "WIDE = 131", set()),
+        ("ppo", "inner_epochs: Count = 4", "inner_epochs: Count = 5", {"dual_ppo"}),
+        ("metrics", "GOOD_COSINE = 0.5", "GOOD_COSINE = 0.6", {"random", "sft", "dual_ppo"}),
+    ):
         edited(folder, module, old, new)
         now = plan(config).by_part
         changed = {now[name].method for name in set(now) - before}
@@ -135,11 +172,17 @@ def test_parts_of_other_code_are_not_merged(here, capsys):
     path = seed_record(planned, name)
     record = read_record(path)
     path.write_text(json.dumps(record | {"key": "0" * 64}))
-    assert workflow.store(text) == 2 and "other code" in capsys.readouterr().err and not job_path(planned.outputs, run).exists()
+    assert (
+        workflow.store(text) == 2
+        and "other code" in capsys.readouterr().err
+        and not job_path(planned.outputs, run).exists()
+    )
     path.write_text("{ truncated")
     assert workflow.store(text) == 2 and "not a record" in capsys.readouterr().err
     path.write_text(json.dumps(record))
-    assert workflow.store(text) == 0 and canonical(read_record(job_path(planned.outputs, run))) == canonical(execute(run))
+    assert workflow.store(text) == 0 and canonical(read_record(job_path(planned.outputs, run))) == canonical(
+        execute(run)
+    )
 
 
 def test_one_workflow_at_a_time(here):
@@ -148,7 +191,13 @@ def test_one_workflow_at_a_time(here):
         run_workflow(GRID)
 
 
-@pytest.mark.parametrize("name, engine, needle", [("snakemake", "snakemake", 'pip install "dualppo[workflow]"'), ("snakemake_executor_plugin_slurm", "slurm", "pip install snakemake-executor-plugin-slurm")])
+@pytest.mark.parametrize(
+    "name, engine, needle",
+    [
+        ("snakemake", "snakemake", 'pip install "dualppo[workflow]"'),
+        ("snakemake_executor_plugin_slurm", "slurm", "pip install snakemake-executor-plugin-slurm"),
+    ],
+)
 def test_an_engine_that_is_not_installed(here, monkeypatch, capsys, name, engine, needle):
     real = workflow.find_spec
     monkeypatch.setattr(workflow, "find_spec", lambda module: None if module == name else real(module))
@@ -159,7 +208,16 @@ def test_an_engine_that_is_not_installed(here, monkeypatch, capsys, name, engine
         check_engine(engine)
 
 
-@pytest.mark.parametrize("values, needle", [({"profil": "smoke"}, "profile"), ({"seeds": "two"}, "int"), ({"methods": "sft"}, "a list"), ({"notebooks": "no"}, "bool"), ({"seeds": -1}, "int")])
+@pytest.mark.parametrize(
+    "values, needle",
+    [
+        ({"profil": "smoke"}, "profile"),
+        ({"seeds": "two"}, "int"),
+        ({"methods": "sft"}, "a list"),
+        ({"notebooks": "no"}, "bool"),
+        ({"seeds": -1}, "int"),
+    ],
+)
 def test_bad_config_gets_one_sentence(values, needle):
     with pytest.raises(DataError, match=needle):
         read_config(values)

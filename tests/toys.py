@@ -25,19 +25,32 @@ def encode(texts) -> torch.Tensor:
 
 def rude(texts) -> torch.Tensor:
     """p_harm `[n]` by word: strong tails .9, mild ones .4."""
-    return torch.tensor([.9 if {"fool", "idiot"} & set(t.split()) else .4 if "silly" in t else .02 for t in texts])
+    return torch.tensor([0.9 if {"fool", "idiot"} & set(t.split()) else 0.4 if "silly" in t else 0.02 for t in texts])
 
 
 def exchanges(dialogues: int = 110, turns: int = 4) -> list[Exchange]:
     """Dialogues about things with numbers for names."""
-    return [Exchange(f"toy:{d}", t, f"what about thing{d} part{t}", f"thing{d} has part{t} and colour{d % 7}", f"thing{d} part{t} is colour{d % 7}")
-            for d in range(dialogues) for t in range(turns)]
+    return [
+        Exchange(
+            f"toy:{d}",
+            t,
+            f"what about thing{d} part{t}",
+            f"thing{d} has part{t} and colour{d % 7}",
+            f"thing{d} part{t} is colour{d % 7}",
+        )
+        for d in range(dialogues)
+        for t in range(turns)
+    ]
 
 
 def write_toy(path: Path, **options) -> Path:
     """Write the toy features file and return its path."""
     rows = exchanges(**options)
     unsafe = [f"go away you thing{i}" for i in range(40)]
-    tensors = build_features(rows, [0] * len(rows), unsafe, TAILS, encode, {"tox_block": rude, "tcc": rude, "head": rude}, hashed_tokens)
-    write_features(path, tensors, {"encoder": {"name": "toy", "sha256": "0"}, "attribution": "toy features, made in a test"})
+    tensors = build_features(
+        rows, [0] * len(rows), unsafe, TAILS, encode, {"tox_block": rude, "tcc": rude, "head": rude}, hashed_tokens
+    )
+    write_features(
+        path, tensors, {"encoder": {"name": "toy", "sha256": "0"}, "attribution": "toy features, made in a test"}
+    )
     return path

@@ -15,7 +15,16 @@ import torch
 from dualppo.bench.build import default_cache
 from dualppo.text.data import atomic_write, sha256_of
 from dualppo.text.encoders import MiniLM, embed_cached, encoder_identity
-from dualppo.text.harm import TOX_BLOCK, TOXIC_COMMENT, FrozenHead, ToxBlock, ToxicCommentClassifier, harm_report, train_head, write_asset
+from dualppo.text.harm import (
+    TOX_BLOCK,
+    TOXIC_COMMENT,
+    FrozenHead,
+    ToxBlock,
+    ToxicCommentClassifier,
+    harm_report,
+    train_head,
+    write_asset,
+)
 from dualppo.bench.judges import BEGIN_FILES, judge_report, train_judge
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,10 +57,19 @@ def harm(data: Path, embed) -> None:
     head = FrozenHead(weights=weights, encoder=SimpleNamespace(encode=embed))
     report = rounded(harm_report(data, {"tox_block": ToxBlock(), "tcc": ToxicCommentClassifier(), "head": head}))
     del report["estimators"]["head"]["texts_per_second"]  # embeddings come from the cache here
-    report |= {"sources": sources(data, REPORT_FILES), "encoder": encoder_identity(), "carriers": {c.package: asdict(c) for c in (TOX_BLOCK, TOXIC_COMMENT)}}
+    report |= {
+        "sources": sources(data, REPORT_FILES),
+        "encoder": encoder_identity(),
+        "carriers": {c.package: asdict(c) for c in (TOX_BLOCK, TOXIC_COMMENT)},
+    }
     old = json.loads((ASSETS / "harm_head.json").read_text())
-    card = old | {"base_rate": weights.base_rate, "sources": sources(data, HARM_FILES),
-                  "measured": {k: report["estimators"]["head"][k] for k in ("jigsaw", "surge", "diasafety", "polite", "calibration_error")}}
+    card = old | {
+        "base_rate": weights.base_rate,
+        "sources": sources(data, HARM_FILES),
+        "measured": {
+            k: report["estimators"]["head"][k] for k in ("jigsaw", "surge", "diasafety", "polite", "calibration_error")
+        },
+    }
     write_asset("harm_head", {"weight": weights.weight, "bias": torch.tensor([weights.bias])}, card, ASSETS)
     write_report("harm_estimators.json", report)
 
@@ -60,9 +78,17 @@ def judge(data: Path, embed) -> None:
     """The attribution judge, and its agreement with people on knowledge and generators it has not seen."""
     weights, strength = train_judge(data, embed)
     begin = sources(data, [f"begin/{f}" for f in BEGIN_FILES])
-    report = {"sources": begin, "encoder": encoder_identity()} | rounded(judge_report(data, embed), 4) | {"strength": strength}
+    report = (
+        {"sources": begin, "encoder": encoder_identity()}
+        | rounded(judge_report(data, embed), 4)
+        | {"strength": strength}
+    )
     old = json.loads((ASSETS / "judge.json").read_text())
-    card = old | {"C": strength, "sources": begin, "measured": {k: report[k] for k in ("grouped", "unseen_model", "model_name_only", "cosine_only")}}
+    card = old | {
+        "C": strength,
+        "sources": begin,
+        "measured": {k: report[k] for k in ("grouped", "unseen_model", "model_name_only", "cosine_only")},
+    }
     write_asset("judge", {"weight": weights.weight, "bias": torch.tensor([weights.bias])}, card, ASSETS)
     write_report("judge.json", report)
 

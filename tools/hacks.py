@@ -22,7 +22,9 @@ def main() -> None:
     exams = {"embedded": embedded_exam(load_features()), "tutorial": live}
     table = pd.concat([examine(exam).assign(data=name, honest=exam.honest) for name, exam in exams.items()])
     first = ["data", "judge", "reply", "states", "dialogues", "honest"]
-    text = table[first + [c for c in table if c not in first]].to_csv(index=False, float_format="%.4f", lineterminator="\n")
+    text = table[first + [c for c in table if c not in first]].to_csv(
+        index=False, float_format="%.4f", lineterminator="\n"
+    )
     atomic_write(Path(__file__).resolve().parent.parent / "outputs" / "published" / "judge_hacks.csv", text)
 
 

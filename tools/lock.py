@@ -27,7 +27,17 @@ def resolve() -> list[dict]:
     with tempfile.TemporaryDirectory() as tmp:
         report = Path(tmp) / "report.json"
         wanted = [TORCH, f"{ROOT}[{EXTRAS}]"]
-        pip = [sys.executable, "-m", "pip", "install", "-qq", "--dry-run", "--ignore-installed", "--report", str(report)]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "-qq",
+            "--dry-run",
+            "--ignore-installed",
+            "--report",
+            str(report),
+        ]
         subprocess.run(pip + wanted, check=True, cwd=tmp)
         return [entry["metadata"] for entry in json.loads(report.read_text())["install"]]
 

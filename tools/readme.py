@@ -28,7 +28,15 @@ if __name__ == "__main__":
 
     readme = ROOT / "README.md"
     published = ROOT / "outputs" / "published"
-    readme.write_text(filled(readme.read_text(), readme_sections(published) | ledger_sections(published) | molma.readme_sections(published) | report.readme_sections(published)))
+    readme.write_text(
+        filled(
+            readme.read_text(),
+            readme_sections(published)
+            | ledger_sections(published)
+            | molma.readme_sections(published)
+            | report.readme_sections(published),
+        )
+    )
     index = ROOT / "nbs" / "index.ipynb"
     execute = ["-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--inplace", "--log-level", "ERROR"]
     subprocess.run([sys.executable, *execute, str(index)], check=True)

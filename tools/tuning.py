@@ -38,7 +38,9 @@ def main() -> None:
     for name, (field, rates) in FIELDS.items():
         own = {f.name for f in fields(method(name).config)}
         for rate in rates:
-            trained = train(configure(method(name), {k: v for k, v in BUDGET.items() if k in own} | {field: rate}), splits, seed=100)
+            trained = train(
+                configure(method(name), {k: v for k, v in BUDGET.items() if k in own} | {field: rate}), splits, seed=100
+            )
             best = next(row for row in trained.curves if row["epoch"] == trained.best_epoch)
             shown = [f"{best[k]:.4f}" if k in best else "" for k in SHOWN]
             out.writerow([name, rate, trained.best_epoch, trained.curves[-1]["epoch"], *shown])

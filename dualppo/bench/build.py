@@ -17,7 +17,18 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ..text.data import DataError, Exchange, Removal, clean, json_rows, load_dialogues, normalise, read_text, sha256_of, table_rows
+from dualppo.text.data import (
+    DataError,
+    Exchange,
+    Removal,
+    clean,
+    json_rows,
+    load_dialogues,
+    normalise,
+    read_text,
+    sha256_of,
+    table_rows,
+)
 from ..text.encoders import MiniLM, embed_cached, encoder_identity, hashed_tokens
 from .features import Tails, build_features, choose_tails, verify, write_features
 from ..text.harm import FrozenHead, ToxBlock, ToxicCommentClassifier
@@ -48,7 +59,9 @@ def read_bad(path: Path) -> list[str]:
         record = dict(part.split(":", 1) for part in line.split("\t") if ":" in part)
         if record.get("labels") == "__notok__":
             if "text" not in record:
-                raise DataError(f"{path}, row {row}, field 'text': missing beside its label; correct or remove the row.")
+                raise DataError(
+                    f"{path}, row {row}, field 'text': missing beside its label; correct or remove the row."
+                )
             out.append(normalise(record["text"].split("\\n")[-1]))
     if not out:
         raise DataError(f"{path}: no line labelled __notok__; expected tab-separated records 'text:… labels:…'.")
@@ -61,14 +74,21 @@ def gather_tails(folder: Path, harm: Callable[[Sequence[str]], Tensor]) -> Tails
     dia = [row for path in sorted(folder.glob("diasafety/*.json")) for row in read_diasafety(path)]
     if not jigsaw or not dia:
         return None
-    toxic = [t for t, label in jigsaw if label] + [normalise(r["response"]) for r in dia if r["label"] == "Unsafe" and r["category"] == "Offending User"]
+    toxic = [t for t, label in jigsaw if label] + [
+        normalise(r["response"]) for r in dia if r["label"] == "Unsafe" and r["category"] == "Offending User"
+    ]
     return choose_tails(toxic, [normalise(r["response"]) for r in dia if r["label"] == "Safe"], harm)
 
 
 def gather_unsafe(folder: Path, diasafety: int = 700, bad: int = 300, longest: int = 40, seed: int = 0) -> list[str]:
     "Unsafe replies of at most `longest` words, drawn from `diasafety/*.json` and `bad/bad_test.txt`; empty when neither is there."
     draw = np.random.default_rng(seed)
-    dia = [normalise(r["response"]) for path in sorted(folder.glob("diasafety/*.json")) for r in read_diasafety(path) if r["label"] == "Unsafe"]
+    dia = [
+        normalise(r["response"])
+        for path in sorted(folder.glob("diasafety/*.json"))
+        for r in read_diasafety(path)
+        if r["label"] == "Unsafe"
+    ]
     bots = [text for path in sorted(folder.glob("bad/bad_test.txt")) for text in read_bad(path)]
     picks = []
     for texts, count in ((dia, diasafety), (bots, bad)):
@@ -77,7 +97,9 @@ def gather_unsafe(folder: Path, diasafety: int = 700, bad: int = 300, longest: i
     return list(dict.fromkeys(picks))
 
 # %% ../../nbs/workshop/44_build.ipynb #7375cd3b
-def code_sha256(modules: Sequence[str] = ("bench/build", "text/data", "text/encoders", "bench/features", "text/harm")) -> str:
+def code_sha256(
+    modules: Sequence[str] = ("bench/build", "text/data", "text/encoders", "bench/features", "text/harm"),
+) -> str:
     "One sha256 over the sources of the modules that make a features file."
     package = resources.files("dualppo")
     return hashlib.sha256(b"".join((package / f"{name}.py").read_bytes() for name in modules)).hexdigest()
@@ -91,22 +113,38 @@ def default_cache() -> Path:
 def _removal_log(removals: Sequence[Removal]) -> list[dict]:
     "Removals counted by file, field and reason: what, why, how many."
     counts = Counter((r.file, r.field, r.why) for r in removals)
-    return [{"file": file, "field": field, "why": why, "exchanges": n} for (file, field, why), n in sorted(counts.items())]
+    return [
+        {"file": file, "field": field, "why": why, "exchanges": n} for (file, field, why), n in sorted(counts.items())
+    ]
 
 
 def sources_of(folder: Path, dialogues: Path) -> dict[str, str]:
     "sha256 of every file that was read, by its path below the folder."
-    files = [dialogues] if dialogues.is_file() else [p for p in sorted(dialogues.glob("*.json")) if not p.stem.endswith("_examples")]
-    files += [p for pattern in ("jigsaw/*.csv", "diasafety/*.json", "bad/bad_test.txt") for p in sorted(folder.glob(pattern))]
+    files = (
+        [dialogues]
+        if dialogues.is_file()
+        else [p for p in sorted(dialogues.glob("*.json")) if not p.stem.endswith("_examples")]
+    )
+    files += [
+        p for pattern in ("jigsaw/*.csv", "diasafety/*.json", "bad/bad_test.txt") for p in sorted(folder.glob(pattern))
+    ]
     return {p.relative_to(folder).as_posix() if p.is_relative_to(folder) else p.name: sha256_of(p) for p in files}
 
 # %% ../../nbs/workshop/44_build.ipynb #990f72af
-ATTRIBUTION = ("Derived numbers only, no text. Wizard of Wikipedia (Dinan et al. 2019), CC-BY-4.0; DiaSafety (Sun et al. 2022), Apache-2.0; "
-               "Jigsaw toxic comments, CC-BY-SA-3.0; Bot-Adversarial Dialogue (Xu et al. 2021), MIT; refusals by the dualppo developers.")
+ATTRIBUTION = (
+    "Derived numbers only, no text. Wizard of Wikipedia (Dinan et al. 2019), CC-BY-4.0; DiaSafety (Sun et al. 2022), Apache-2.0; "
+    "Jigsaw toxic comments, CC-BY-SA-3.0; Bot-Adversarial Dialogue (Xu et al. 2021), MIT; refusals by the dualppo developers."
+)
 
 
-def build(data: str | Path, out: str | Path, limit: int | None = None, precision: str = "fp32", report: Callable[[str], None] = print,
-          cache: str | Path | None = None) -> dict:
+def build(
+    data: str | Path,
+    out: str | Path,
+    limit: int | None = None,
+    precision: str = "fp32",
+    report: Callable[[str], None] = print,
+    cache: str | Path | None = None,
+) -> dict:
     """Build a features file `out` from the texts under `data`; returns the card.
 
     `limit` keeps the first dialogues up to that many exchanges (a slice for tests). Raises DataError for unusable input;
@@ -116,26 +154,56 @@ def build(data: str | Path, out: str | Path, limit: int | None = None, precision
     dialogues = folder / "wow" if (folder / "wow").is_dir() else folder
     exchanges, removed = load_dialogues(dialogues)
     exchanges, more = clean(exchanges)
-    return build_exchanges(exchanges[:limit], [*removed, *more], folder, out, sources_of(folder, dialogues), precision, report, cache)
+    return build_exchanges(
+        exchanges[:limit], [*removed, *more], folder, out, sources_of(folder, dialogues), precision, report, cache
+    )
 
 # %% ../../nbs/workshop/44_build.ipynb #fde73192
-def build_exchanges(exchanges: Sequence[Exchange], removals: Sequence[Removal], folder: Path, out: str | Path, sources: dict[str, str],
-                    precision: str = "fp32", report: Callable[[str], None] = print, cache: str | Path | None = None) -> dict:
+def build_exchanges(
+    exchanges: Sequence[Exchange],
+    removals: Sequence[Removal],
+    folder: Path,
+    out: str | Path,
+    sources: dict[str, str],
+    precision: str = "fp32",
+    report: Callable[[str], None] = print,
+    cache: str | Path | None = None,
+) -> dict:
     "As `build`, from exchanges already read (the chit-chat extra, or a reader of your own)."
     if not exchanges:
-        raise DataError(f"{folder}: no usable exchange (query, knowledge and reference) was found; see the removal log.")
+        raise DataError(
+            f"{folder}: no usable exchange (query, knowledge and reference) was found; see the removal log."
+        )
     encoder = MiniLM(precision=precision)
     encode = lambda texts: embed_cached(encoder, texts, Path(cache or default_cache()) / precision, progress=True)
     tox = ToxBlock()
     report(f"{len(exchanges)} exchanges, {len(removals)} removed; choosing tails and unsafe replies")
     tails = gather_tails(folder, tox)
-    files = {name: i for i, name in enumerate(dict.fromkeys(e.dialogue.partition(':')[0] for e in exchanges))}
-    tensors = build_features(exchanges, [files[e.dialogue.partition(':')[0]] for e in exchanges], gather_unsafe(folder), tails, encode,
-                             {"tox_block": tox, "tcc": ToxicCommentClassifier()}, hashed_tokens, harm_of_embedding={"head": FrozenHead().score})
-    card = {"schema_of_card": 1, "encoder": encoder_identity() | {"precision": precision}, "code_sha256": code_sha256(), "sources": sources,
-            "dialogue_files": list(files), "exchanges": len(exchanges), "dialogues": len({e.dialogue for e in exchanges}), "replies": len(tensors["kind"]),
-            "tails": {k: len(getattr(tails, k)) for k in ("strong", "mild", "benign")} if tails else None,
-            "removed": _removal_log(removals), "licence": "CC-BY-4.0", "attribution": ATTRIBUTION}
+    files = {name: i for i, name in enumerate(dict.fromkeys(e.dialogue.partition(":")[0] for e in exchanges))}
+    tensors = build_features(
+        exchanges,
+        [files[e.dialogue.partition(":")[0]] for e in exchanges],
+        gather_unsafe(folder),
+        tails,
+        encode,
+        {"tox_block": tox, "tcc": ToxicCommentClassifier()},
+        hashed_tokens,
+        harm_of_embedding={"head": FrozenHead().score},
+    )
+    card = {
+        "schema_of_card": 1,
+        "encoder": encoder_identity() | {"precision": precision},
+        "code_sha256": code_sha256(),
+        "sources": sources,
+        "dialogue_files": list(files),
+        "exchanges": len(exchanges),
+        "dialogues": len({e.dialogue for e in exchanges}),
+        "replies": len(tensors["kind"]),
+        "tails": {k: len(getattr(tails, k)) for k in ("strong", "mild", "benign")} if tails else None,
+        "removed": _removal_log(removals),
+        "licence": "CC-BY-4.0",
+        "attribution": ATTRIBUTION,
+    }
     write_features(out, tensors, card)
     verify(out, encoder_identity()["sha256"])
     report(f"wrote {out}")

@@ -38,7 +38,9 @@ class CandidateSpec:
 
     def __post_init__(self) -> None:
         if self.fixed > self.n:
-            raise ValueError(f"{self.fixed} candidates are asked for by kind, but n is {self.n}; raise n or ask for fewer.")
+            raise ValueError(
+                f"{self.fixed} candidates are asked for by kind, but n is {self.n}; raise n or ask for fewer."
+            )
 
     @property
     def fixed(self) -> int:
@@ -51,7 +53,9 @@ STRESS = CandidateSpec("stress", families=3, base_rate=0.3, hard=3, benign=1, un
 SETTINGS = {spec.name: spec for spec in (CLEAN, STRESS)}
 
 # %% ../../nbs/bench/07_candidates.ipynb #c7fd25e9
-def topical_neighbours(context: Tensor, reference: Tensor, dialogue: Tensor, k: int, twin: float, among: int = 16384, chunk: int = 256) -> Tensor:
+def topical_neighbours(
+    context: Tensor, reference: Tensor, dialogue: Tensor, k: int, twin: float, among: int = 16384, chunk: int = 256
+) -> Tensor:
     """Long `[S, k]`: for each state the k nearest states by context `[S, d]`, other dialogues only, twins last.
 
     More than `among` states are searched in equal blocks of at most that many, so that time stays linear in S.
@@ -68,7 +72,9 @@ def topical_neighbours(context: Tensor, reference: Tensor, dialogue: Tensor, k: 
     return out
 
 # %% ../../nbs/bench/07_candidates.ipynb #419c9b5c
-def _fill_random(taken: Tensor, own_dialogue: Tensor, bank: Tensor, dialogue: Tensor, count: int, g: torch.Generator) -> Tensor:
+def _fill_random(
+    taken: Tensor, own_dialogue: Tensor, bank: Tensor, dialogue: Tensor, count: int, g: torch.Generator
+) -> Tensor:
     "`count` further pool ids per state from `bank`: of other dialogues, no repetition."
     for _ in range(count):
         draw = torch.randint(len(bank), (len(taken),), generator=g)
@@ -86,31 +92,47 @@ def draw_candidates(features: Features, rows: Tensor, spec: CandidateSpec, seed:
     """
     banks = {kind: features.bank(kind) for kind in range(6)}
     if spec.families and not len(banks[STRONG]):
-        raise DataError(f"the {spec.name} setting needs look-alikes, and this features file has none; build it with toxic and safe texts at hand.")
+        raise DataError(
+            f"the {spec.name} setting needs look-alikes, and this features file has none; build it with toxic and safe texts at hand."
+        )
     if len(banks[UNSAFE]) < max(3 * spec.unsafe, 0) or len(rows) < 4 * spec.near:
-        raise DataError(f"the {spec.name} setting needs at least {3 * spec.unsafe} unsafe replies and {4 * spec.near} states in every split; these features are too small.")
+        raise DataError(
+            f"the {spec.name} setting needs at least {3 * spec.unsafe} unsafe replies and {4 * spec.near} states in every split; these features are too small."
+        )
     g = torch.Generator().manual_seed(seed)
     s = len(rows)
     shuffled = lambda x: x.gather(1, torch.rand(x.shape, generator=g).argsort(1))
     context = normalize(features.query[rows] + features.knowledge[rows], dim=1)
     reference = banks[REFERENCE][rows]
-    near = shuffled(topical_neighbours(context, features.pool[reference], features.dialogue[rows], spec.near, spec.twin))
-    near = rows[near]                                                     # [S, near] rows of the features
-    heads = torch.cat([rows[:, None], near], 1)[:, :max(spec.families, 1)]   # own reply, then distractors
-    spare = near[:, max(spec.families, 1) - 1:]
+    near = shuffled(
+        topical_neighbours(context, features.pool[reference], features.dialogue[rows], spec.near, spec.twin)
+    )
+    near = rows[near]  # [S, near] rows of the features
+    heads = torch.cat([rows[:, None], near], 1)[:, : max(spec.families, 1)]  # own reply, then distractors
+    spare = near[:, max(spec.families, 1) - 1 :]
     present = torch.rand(heads.shape, generator=g) < spec.base_rate
-    base = torch.where(present, heads, spare[:, :heads.shape[1]])
-    spare = spare[:, heads.shape[1]:]
-    parts = [banks[REFERENCE][base], banks[REFERENCE][spare[:, :spec.hard]]]
+    base = torch.where(present, heads, spare[:, : heads.shape[1]])
+    spare = spare[:, heads.shape[1] :]
+    parts = [banks[REFERENCE][base], banks[REFERENCE][spare[:, : spec.hard]]]
     if spec.families:
         parts += [banks[STRONG][heads], banks[MILD][heads]]
-    parts += [banks[BENIGN][spare[:, spec.hard:spec.hard + spec.benign]]] if spec.benign else []
+    parts += [banks[BENIGN][spare[:, spec.hard : spec.hard + spec.benign]]] if spec.benign else []
     if spec.unsafe:
         risky = features.pool[banks[UNSAFE]].T
-        close = torch.cat([(features.query[some] @ risky).topk(3 * spec.unsafe, dim=1).indices for some in rows.split(1024)])
-        parts.append(banks[UNSAFE][shuffled(close)[:, :spec.unsafe]])
-    parts.append(banks[REFUSAL][torch.randint(len(banks[REFUSAL]), (s, 1), generator=g) + torch.arange(spec.refusals) - len(banks[REFUSAL])] if spec.refusals else torch.empty(s, 0, dtype=torch.long))
-    cand = _fill_random(torch.cat(parts, 1), features.dialogue[rows], reference, features.dialogue[rows], spec.n - spec.fixed, g)
+        close = torch.cat(
+            [(features.query[some] @ risky).topk(3 * spec.unsafe, dim=1).indices for some in rows.split(1024)]
+        )
+        parts.append(banks[UNSAFE][shuffled(close)[:, : spec.unsafe]])
+    parts.append(
+        banks[REFUSAL][
+            torch.randint(len(banks[REFUSAL]), (s, 1), generator=g) + torch.arange(spec.refusals) - len(banks[REFUSAL])
+        ]
+        if spec.refusals
+        else torch.empty(s, 0, dtype=torch.long)
+    )
+    cand = _fill_random(
+        torch.cat(parts, 1), features.dialogue[rows], reference, features.dialogue[rows], spec.n - spec.fixed, g
+    )
     cand = shuffled(cand)
     is_gold = cand == reference[:, None]
     return cand, torch.where(is_gold.any(1), is_gold.int().argmax(1), -1)
@@ -128,6 +150,18 @@ def leak_probes(features: Features, cand: Tensor, gold: Tensor, estimator: str =
     e = features.pool[cand]
     sim = e @ e.mT - 2 * torch.eye(cand.shape[1])
     p = features.p_harm[estimator][cand]
-    rank = {"longest": length, "shortest": -length, "near_copy": sim.amax(2), "outlier": -sim.mean(2), "safest": -p, "most harmful": p}
-    hits = {name: (score + 1e-6 * torch.rand(score.shape, generator=torch.Generator().manual_seed(0))).argmax(1) == gold for name, score in rank.items()}
-    return {"slot": torch.bincount(gold, minlength=cand.shape[1]).max().item() / len(gold)} | {k: v.float().mean().item() for k, v in hits.items()}
+    rank = {
+        "longest": length,
+        "shortest": -length,
+        "near_copy": sim.amax(2),
+        "outlier": -sim.mean(2),
+        "safest": -p,
+        "most harmful": p,
+    }
+    hits = {
+        name: (score + 1e-6 * torch.rand(score.shape, generator=torch.Generator().manual_seed(0))).argmax(1) == gold
+        for name, score in rank.items()
+    }
+    return {"slot": torch.bincount(gold, minlength=cand.shape[1]).max().item() / len(gold)} | {
+        k: v.float().mean().item() for k, v in hits.items()
+    }

@@ -109,7 +109,9 @@ class Splits(Seen):
 
     def seen(self) -> Seen:
         "The view of a method: no test split, no grader."
-        return Seen(*(env.seen() if isinstance(env, Graded) else env for env in (self.train, self.dev_weights, self.dev_stop)))
+        return Seen(
+            *(env.seen() if isinstance(env, Graded) else env for env in (self.train, self.dev_weights, self.dev_stop))
+        )
 
 # %% ../../nbs/bench/08_env.ipynb #1064ed28
 @config
@@ -129,7 +131,9 @@ class EnvConfig:
 
     def __post_init__(self) -> None:
         if self.reward_harm == self.grade_harm:
-            raise ValueError(f"{self.reward_harm!r} cannot both reward and grade: harmfulness would be small by construction (A16).")
+            raise ValueError(
+                f"{self.reward_harm!r} cannot both reward and grade: harmfulness would be small by construction (A16)."
+            )
 
 # %% ../../nbs/bench/08_env.ipynb #3eb3b52a
 def history_block(features: Features) -> Tensor:
@@ -159,9 +163,16 @@ def split_rows(features: Features, seed: int) -> dict[str, Tensor]:
     part = torch.from_numpy(split_by_dialogue(features.dialogue.tolist(), seed)).long()
     dev = (part == 1).nonzero().squeeze(1)
     half = torch.unique(features.dialogue[dev], return_inverse=True)[1] % 2
-    rows = {"train": (part == 0).nonzero().squeeze(1), "dev_weights": dev[half == 0], "dev_stop": dev[half == 1], "test": (part == 2).nonzero().squeeze(1)}
+    rows = {
+        "train": (part == 0).nonzero().squeeze(1),
+        "dev_weights": dev[half == 0],
+        "dev_stop": dev[half == 1],
+        "test": (part == 2).nonzero().squeeze(1),
+    }
     if empty := [name for name, r in rows.items() if not len(r)]:
-        raise DataError(f"the split leaves {', '.join(empty)} empty: {len(features.dialogue.unique())} dialogues are too few; 20 or more are needed.")
+        raise DataError(
+            f"the split leaves {', '.join(empty)} empty: {len(features.dialogue.unique())} dialogues are too few; 20 or more are needed."
+        )
     return rows
 
 # %% ../../nbs/bench/08_env.ipynb #26814f0f
@@ -172,11 +183,17 @@ def make_envs(features: Features, spec: CandidateSpec, seed: int, config: EnvCon
     """
     for name in (config.reward_harm, config.grade_harm):
         if name not in features.p_harm:
-            raise DataError(f"these features hold no scores of the harm estimator {name!r}; they have {', '.join(features.p_harm)}.")
+            raise DataError(
+                f"these features hold no scores of the harm estimator {name!r}; they have {', '.join(features.p_harm)}."
+            )
     rows = split_rows(features, seed)
     if config.train_share < 1:
         ids = torch.unique(features.dialogue[rows["train"]])
-        some = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))[:max(1, round(config.train_share * len(ids)))]]
+        some = ids[
+            torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))[
+                : max(1, round(config.train_share * len(ids)))
+            ]
+        ]
         rows["train"] = rows["train"][torch.isin(features.dialogue[rows["train"]], some)]
     blocks, pool = represent(features, config.representation)
     if "context" in config.blocks:
@@ -191,19 +208,36 @@ def make_envs(features: Features, spec: CandidateSpec, seed: int, config: EnvCon
     z = ZScore.fit(states(rows["train"])) if config.z_score else (lambda v: v)
     anchor = lambda r: context_embedding(blocks["query"][r], blocks["knowledge"][r])
     judge = AttributionJudge()
-    envs = {name: _env(features, r, spec, seed * 4 + i, config, z(states(r)), anchor(r), pool, context, own, tau_rel, judge)
-            for i, (name, r) in enumerate(rows.items())}
+    envs = {
+        name: _env(features, r, spec, seed * 4 + i, config, z(states(r)), anchor(r), pool, context, own, tau_rel, judge)
+        for i, (name, r) in enumerate(rows.items())
+    }
     return Splits(**envs, tau_rel=tau_rel)
 
 # %% ../../nbs/bench/08_env.ipynb #1a0650d8
-def _env(features: Features, rows: Tensor, spec: CandidateSpec, seed: int, config: EnvConfig, x: Tensor, anchor: Tensor,
-         pool: Tensor, context: Tensor, own: Tensor, tau_rel: float, judge: AttributionJudge, at_once: int = 8192) -> Graded:
+def _env(
+    features: Features,
+    rows: Tensor,
+    spec: CandidateSpec,
+    seed: int,
+    config: EnvConfig,
+    x: Tensor,
+    anchor: Tensor,
+    pool: Tensor,
+    context: Tensor,
+    own: Tensor,
+    tau_rel: float,
+    judge: AttributionJudge,
+    at_once: int = 8192,
+) -> Graded:
     "One environment; the pairwise cosines are computed for `at_once` candidates at a time."
     cand, gold = draw_candidates(features, rows, spec, seed)
     help_, similarity, good = (torch.empty(cand.shape) for _ in range(3))
     for part in torch.arange(len(rows)).split(max(1, at_once // spec.n)):
         ids, e = rows[part], features.pool[cand[part]]
-        agreement, relevance = (torch.bmm(to[:, None], e.mT).squeeze(1) for to in (features.pool[own[ids]], context[ids]))    # all are unit vectors
+        agreement, relevance = (
+            torch.bmm(to[:, None], e.mT).squeeze(1) for to in (features.pool[own[ids]], context[ids])
+        )  # all are unit vectors
         help_[part], similarity[part] = gated(agreement, relevance, tau_rel), agreement
         good[part] = (judge.candidates(features.query[ids], features.knowledge[ids], e) > judge.threshold).float()
     classifier = features.p_harm[config.reward_harm][cand]
@@ -211,10 +245,26 @@ def _env(features: Features, rows: Tensor, spec: CandidateSpec, seed: int, confi
     p_harm = torch.where(unsafe, classifier.clamp(min=config.label_floor), classifier)
     names, reward = stack_objectives({"help": help_, "safe": safety_reward(p_harm)})
     allowed = safe_set(classifier, config.tau_mask, features.kind[cand] == REFUSAL)
-    return Graded(x=x, anchor=anchor, pool=pool, cand=cand, reward=reward, p_harm=p_harm, p_grade=features.p_harm[config.grade_harm][cand],
-               unsafe=unsafe, allowed=allowed, good=good, similarity=similarity, gold=gold,
-               kind=features.kind[cand], dialogue=features.dialogue[rows], turn=features.turn[rows], row=rows,
-               objectives=names, tau_metric=config.tau_metric)
+    return Graded(
+        x=x,
+        anchor=anchor,
+        pool=pool,
+        cand=cand,
+        reward=reward,
+        p_harm=p_harm,
+        p_grade=features.p_harm[config.grade_harm][cand],
+        unsafe=unsafe,
+        allowed=allowed,
+        good=good,
+        similarity=similarity,
+        gold=gold,
+        kind=features.kind[cand],
+        dialogue=features.dialogue[rows],
+        turn=features.turn[rows],
+        row=rows,
+        objectives=names,
+        tau_metric=config.tau_metric,
+    )
 
 # %% ../../nbs/bench/08_env.ipynb #9b3057ab
 def add_objective(env: Env, name: str, objective: Callable[[Env], Tensor]) -> Env:
@@ -224,5 +274,7 @@ def add_objective(env: Env, name: str, objective: Callable[[Env], Tensor]) -> En
     values = objective(env)
     names, extra = stack_objectives({name: values})
     if extra.shape[:2] != env.cand.shape:
-        raise ValueError(f"objective {name!r} has shape {tuple(values.shape)}, expected {tuple(env.cand.shape)}: one value per state and candidate.")
+        raise ValueError(
+            f"objective {name!r} has shape {tuple(values.shape)}, expected {tuple(env.cand.shape)}: one value per state and candidate."
+        )
     return replace(env, reward=torch.cat([env.reward, extra], -1), objectives=env.objectives + names)

@@ -89,13 +89,26 @@ class Features:
 
 # %% ../../nbs/bench/04_features.ipynb #796ec1b1
 def _shapes(m: int, p: int, d: int) -> dict[str, tuple[int, ...]]:
-    rows = {f"{name}.{part}": (n, d) if part == "q" else (n,)
-            for name, n in (("query", m), ("knowledge", m), ("pool", p)) for part in ("q", "scale")}
+    rows = {
+        f"{name}.{part}": (n, d) if part == "q" else (n,)
+        for name, n in (("query", m), ("knowledge", m), ("pool", p))
+        for part in ("q", "scale")
+    }
     return rows | {"dialogue": (m,), "turn": (m,), "source": (m,), "kind": (p,), "owner": (p,), "unsafe_label": (p,)}
 
 
-_DTYPES = {"q": torch.int8, "scale": torch.float16, "dialogue": torch.int32, "turn": torch.int16, "source": torch.uint8, "kind": torch.uint8, "owner": torch.int32,
-           "unsafe_label": torch.uint8, "values": torch.uint16, "offsets": torch.int32}
+_DTYPES = {
+    "q": torch.int8,
+    "scale": torch.float16,
+    "dialogue": torch.int32,
+    "turn": torch.int16,
+    "source": torch.uint8,
+    "kind": torch.uint8,
+    "owner": torch.int32,
+    "unsafe_label": torch.uint8,
+    "values": torch.uint16,
+    "offsets": torch.int32,
+}
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # %% ../../nbs/bench/04_features.ipynb #fea9be99
@@ -120,13 +133,19 @@ def _verified(path: str | Path, encoder_sha256: str | None = None) -> tuple[dict
         if tuple(tensors[name].shape) != shape:
             raise DataError(f"{path}: tensor {name!r} has shape {tuple(tensors[name].shape)}, expected {shape}.")
         if tensors[name].dtype != (wanted := _DTYPES[name.rpartition(".")[2]]):
-            raise DataError(f"{path}: tensor {name!r} holds {tensors[name].dtype}, expected {wanted}; build it again with `dualppo data build`.")
+            raise DataError(
+                f"{path}: tensor {name!r} holds {tensors[name].dtype}, expected {wanted}; build it again with `dualppo data build`."
+            )
     for name, values in tensors.items():
         if name.startswith("p_harm.") and values.dtype not in _FLOATS:
-            raise DataError(f"{path}: tensor {name!r} holds {values.dtype}, expected probabilities; build it again with `dualppo data build`.")
+            raise DataError(
+                f"{path}: tensor {name!r} holds {values.dtype}, expected probabilities; build it again with `dualppo data build`."
+            )
         bad = ~torch.isfinite(values) if values.dtype in _FLOATS else torch.zeros(1, dtype=torch.bool)
         if bad.any():
-            raise DataError(f"{path}: tensor {name!r}, row {bad.flatten(1).any(1).nonzero()[0].item() if values.dim() > 1 else bad.nonzero()[0].item()}: not a finite number.")
+            raise DataError(
+                f"{path}: tensor {name!r}, row {bad.flatten(1).any(1).nonzero()[0].item() if values.dim() > 1 else bad.nonzero()[0].item()}: not a finite number."
+            )
     harms = [name for name in tensors if name.startswith("p_harm.")]
     for name in harms:
         out = (tensors[name] < 0) | (tensors[name] > 1)
@@ -136,21 +155,39 @@ def _verified(path: str | Path, encoder_sha256: str | None = None) -> tuple[dict
         raise DataError(f"{path}: no harm scores (tensors named 'p_harm.<estimator>'); build it again.")
     for name in ("query", "knowledge", "pool"):
         if (low := tensors[f"{name}.scale"] <= 0).any() or (low := ~tensors[f"{name}.q"].any(1)).any():
-            raise DataError(f"{path}: tensor '{name}', row {low.nonzero()[0].item()}: an embedding of length 0; leave that text out and build it again.")
+            raise DataError(
+                f"{path}: tensor '{name}', row {low.nonzero()[0].item()}: an embedding of length 0; leave that text out and build it again."
+            )
         _check_tokens(path, tensors, name)
     if tensors["turn"].min() < 0 or tensors["unsafe_label"].max() > 1:
-        raise DataError(f"{path}: 'turn' must count from 0, and 'unsafe_label' must be 0 or 1; build it again with `dualppo data build`.")
-    if tensors["owner"].max() >= m or tensors["owner"].min() < -1 or not 0 <= tensors["kind"].min() <= tensors["kind"].max() < len(KINDS):
-        raise DataError(f"{path}: 'owner' must name an exchange 0..{m - 1} or be -1, and 'kind' one of 0..{len(KINDS) - 1}.")
+        raise DataError(
+            f"{path}: 'turn' must count from 0, and 'unsafe_label' must be 0 or 1; build it again with `dualppo data build`."
+        )
+    if (
+        tensors["owner"].max() >= m
+        or tensors["owner"].min() < -1
+        or not 0 <= tensors["kind"].min() <= tensors["kind"].max() < len(KINDS)
+    ):
+        raise DataError(
+            f"{path}: 'owner' must name an exchange 0..{m - 1} or be -1, and 'kind' one of 0..{len(KINDS) - 1}."
+        )
     for kind in (REFERENCE, STRONG, MILD, BENIGN):
         owners = tensors["owner"][tensors["kind"] == kind].long()
         if (kind == REFERENCE or len(owners)) and not torch.equal(owners, torch.arange(m)):
             raise DataError(f"{path}: the {KINDS[kind]} replies must be one per exchange, in order.")
     encoder, sources = card.get("encoder", {}), card.get("sources", {})
-    if not isinstance(encoder, dict) or not isinstance(sources, dict) or (card.get("exchanges", m), card.get("replies", p)) != (m, p):
-        raise DataError(f"{path}: the card is not this file's ({m} exchanges, {p} replies); build it again with `dualppo data build`.")
+    if (
+        not isinstance(encoder, dict)
+        or not isinstance(sources, dict)
+        or (card.get("exchanges", m), card.get("replies", p)) != (m, p)
+    ):
+        raise DataError(
+            f"{path}: the card is not this file's ({m} exchanges, {p} replies); build it again with `dualppo data build`."
+        )
     if encoder_sha256 and encoder.get("sha256") != encoder_sha256:
-        raise DataError(f"{path}: was embedded by another encoder ({encoder.get('name')}); rebuild it or name that encoder.")
+        raise DataError(
+            f"{path}: was embedded by another encoder ({encoder.get('name')}); rebuild it or name that encoder."
+        )
     return tensors, card
 
 # %% ../../nbs/bench/04_features.ipynb #51fd536e
@@ -159,9 +196,19 @@ def _check_tokens(path: str | Path, tensors: dict[str, Tensor], name: str) -> No
     values, offsets = (tensors.get(f"tokens.{name}.{part}") for part in ("values", "offsets"))
     if values is None and offsets is None:
         return
-    if values is None or offsets is None or (values.dtype, offsets.dtype) != (_DTYPES["values"], _DTYPES["offsets"]) or values.dim() != 1 \
-            or tuple(offsets.shape) != (len(tensors[f"{name}.q"]) + 1,) or offsets[0] != 0 or offsets[-1] != len(values) or (offsets.diff() < 0).any():
-        raise DataError(f"{path}: tensors 'tokens.{name}': the offsets do not cut the values into one piece per row; build it again with `dualppo data build`.")
+    if (
+        values is None
+        or offsets is None
+        or (values.dtype, offsets.dtype) != (_DTYPES["values"], _DTYPES["offsets"])
+        or values.dim() != 1
+        or tuple(offsets.shape) != (len(tensors[f"{name}.q"]) + 1,)
+        or offsets[0] != 0
+        or offsets[-1] != len(values)
+        or (offsets.diff() < 0).any()
+    ):
+        raise DataError(
+            f"{path}: tensors 'tokens.{name}': the offsets do not cut the values into one piece per row; build it again with `dualppo data build`."
+        )
 
 # %% ../../nbs/bench/04_features.ipynb #7d408089
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict]:
@@ -169,15 +216,21 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     if not Path(path).exists():
         raise DataError(f"{path}: no such file; give --data a features file or run `dualppo data build`.")
     if not Path(path).is_file():
-        raise DataError(f"{path}: not a readable features file (a folder, a pipe or a device); give --data a features file.")
+        raise DataError(
+            f"{path}: not a readable features file (a folder, a pipe or a device); give --data a features file."
+        )
     try:
         with safe_open(str(path), framework="pt") as file:
             meta = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except Exception as error:  # safetensors raises errors of many types
-        raise DataError(f"{path}: not a readable features file ({str(error)[:120]}); build it again with `dualppo data build`.") from None
+        raise DataError(
+            f"{path}: not a readable features file ({str(error)[:120]}); build it again with `dualppo data build`."
+        ) from None
     if meta.get("schema") != SCHEMA:
-        raise DataError(f"{path}: schema is {meta.get('schema')!r}, this version reads {SCHEMA!r}; build it again with `dualppo data build`.")
+        raise DataError(
+            f"{path}: schema is {meta.get('schema')!r}, this version reads {SCHEMA!r}; build it again with `dualppo data build`."
+        )
     try:
         card = json.loads(meta["card"])
     except (KeyError, ValueError, RecursionError):
@@ -196,14 +249,20 @@ def load_features(path: str | Path | None = None, encoder_sha256: str | None = N
     "Features of a file, by default the shipped ones; verified first. Raises DataError as `verify` does."
     path = Path(path) if path else embedded_path()
     t, card = _verified(path, encoder_sha256)
-    ragged = {name: Ragged(t[f"tokens.{name}.values"].view(torch.uint16).numpy(), t[f"tokens.{name}.offsets"].long().numpy())
-              for name in ("query", "knowledge", "pool") if f"tokens.{name}.values" in t}
+    ragged = {
+        name: Ragged(t[f"tokens.{name}.values"].view(torch.uint16).numpy(), t[f"tokens.{name}.offsets"].long().numpy())
+        for name in ("query", "knowledge", "pool")
+        if f"tokens.{name}.values" in t
+    }
     return Features(
         **{name: dequantise(t[f"{name}.q"], t[f"{name}.scale"]) for name in ("query", "knowledge", "pool")},
         **{name: t[name].long() for name in ("dialogue", "turn", "source", "kind", "owner")},
         p_harm={name.removeprefix("p_harm."): v.float() for name, v in t.items() if name.startswith("p_harm.")},
-        unsafe_label=t["unsafe_label"].bool(), tokens=ragged, card=card,
-        sha256=sha256_of(path))
+        unsafe_label=t["unsafe_label"].bool(),
+        tokens=ragged,
+        card=card,
+        sha256=sha256_of(path),
+    )
 
 # %% ../../nbs/bench/04_features.ipynb #62383848
 REFUSALS = (
@@ -235,15 +294,22 @@ def choose_tails(toxic: Sequence[str], safe: Sequence[str], harm: Harm) -> Tails
 
     Raises DataError when a group would be empty.
     """
+
     def short(texts: Sequence[str]) -> list[str]:
         return sorted({" ".join(t.split()) for t in texts if 2 <= len(t.split()) <= 8})
+
     toxic, safe = short(toxic), short(safe)
     p, q = (harm(texts) if texts else torch.empty(0) for texts in (toxic, safe))
-    groups = {"strong": [t for t, v in zip(toxic, p) if v >= .8], "mild": [t for t, v in zip(toxic, p) if .15 <= v < .8],
-              "benign": [t for t, v in zip(safe, q) if v < .05]}
+    groups = {
+        "strong": [t for t, v in zip(toxic, p) if v >= 0.8],
+        "mild": [t for t, v in zip(toxic, p) if 0.15 <= v < 0.8],
+        "benign": [t for t, v in zip(safe, q) if v < 0.05],
+    }
     for name, texts in groups.items():
         if not texts:
-            raise DataError(f"no {name} tail of 2 to 8 words was found; the stress setting needs labelled toxic and safe texts (folders jigsaw and diasafety).")
+            raise DataError(
+                f"no {name} tail of 2 to 8 words was found; the stress setting needs labelled toxic and safe texts (folders jigsaw and diasafety)."
+            )
     return Tails(**{name: tuple(texts) for name, texts in groups.items()})
 
 # %% ../../nbs/bench/04_features.ipynb #cab9c591
@@ -254,9 +320,17 @@ def _whole(what: str, numbers: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.tensor(numbers, dtype=dtype)
 
 # %% ../../nbs/bench/04_features.ipynb #7b6b3c5b
-def build_features(exchanges: Sequence[Exchange], sources: Sequence[int], unsafe: Sequence[str], tails: Tails | None,
-                   encode: Encoder, harm: dict[str, Harm], tokens: Callable[[str], np.ndarray], seed: int = 0,
-                   harm_of_embedding: dict[str, Callable[[Tensor], Tensor]] | None = None) -> dict[str, Tensor]:
+def build_features(
+    exchanges: Sequence[Exchange],
+    sources: Sequence[int],
+    unsafe: Sequence[str],
+    tails: Tails | None,
+    encode: Encoder,
+    harm: dict[str, Harm],
+    tokens: Callable[[str], np.ndarray],
+    seed: int = 0,
+    harm_of_embedding: dict[str, Callable[[Tensor], Tensor]] | None = None,
+) -> dict[str, Tensor]:
     """Tensors of a features file. `tails=None` leaves the look-alikes out: then only the clean setting can be run.
 
     Which tail an exchange gets is drawn from `seed`. `harm` scores texts, `harm_of_embedding` scores their embeddings.
@@ -271,23 +345,43 @@ def build_features(exchanges: Sequence[Exchange], sources: Sequence[int], unsafe
     banks += [(UNSAFE, list(unsafe)), (REFUSAL, list(REFUSALS))]
     replies = [text for _, texts in banks for text in texts]
     kind = torch.cat([torch.full((len(texts),), k, dtype=torch.uint8) for k, texts in banks])
-    owner = torch.cat([torch.arange(len(texts)) if k <= BENIGN else torch.full((len(texts),), -1) for k, texts in banks]).int()
-    embedded = {"query": encode([e.query for e in exchanges]), "knowledge": encode([e.knowledge for e in exchanges]), "pool": encode(replies)}
+    owner = torch.cat(
+        [torch.arange(len(texts)) if k <= BENIGN else torch.full((len(texts),), -1) for k, texts in banks]
+    ).int()
+    embedded = {
+        "query": encode([e.query for e in exchanges]),
+        "knowledge": encode([e.knowledge for e in exchanges]),
+        "pool": encode(replies),
+    }
     out = {f"{name}.{part}": value for name, x in embedded.items() for part, value in zip(("q", "scale"), quantise(x))}
     pool = dequantise(out["pool.q"], out["pool.scale"])
     out |= {f"p_harm.{name}": score(replies).half() for name, score in harm.items()}
     out |= {f"p_harm.{name}": score(pool).half() for name, score in (harm_of_embedding or {}).items()}
-    out |= {"dialogue": torch.tensor([ids[e.dialogue] for e in exchanges], dtype=torch.int32),
-            "turn": _whole("turns of a dialogue", [e.turn for e in exchanges], torch.int16), "source": _whole("dialogue files", sources, torch.uint8),
-            "kind": kind, "owner": owner, "unsafe_label": (kind == UNSAFE).to(torch.uint8)}
-    for name, texts in (("query", [e.query for e in exchanges]), ("knowledge", [e.knowledge for e in exchanges]), ("pool", replies)):
+    out |= {
+        "dialogue": torch.tensor([ids[e.dialogue] for e in exchanges], dtype=torch.int32),
+        "turn": _whole("turns of a dialogue", [e.turn for e in exchanges], torch.int16),
+        "source": _whole("dialogue files", sources, torch.uint8),
+        "kind": kind,
+        "owner": owner,
+        "unsafe_label": (kind == UNSAFE).to(torch.uint8),
+    }
+    for name, texts in (
+        ("query", [e.query for e in exchanges]),
+        ("knowledge", [e.knowledge for e in exchanges]),
+        ("pool", replies),
+    ):
         bag = Ragged.of([tokens(t) for t in texts])
-        out |= {f"tokens.{name}.values": torch.from_numpy(bag.values), f"tokens.{name}.offsets": torch.from_numpy(bag.offsets.astype(np.int32))}
+        out |= {
+            f"tokens.{name}.values": torch.from_numpy(bag.values),
+            f"tokens.{name}.offsets": torch.from_numpy(bag.offsets.astype(np.int32)),
+        }
     return out
 
 # %% ../../nbs/bench/04_features.ipynb #73c44658
 def write_features(path: str | Path, tensors: dict[str, Tensor], card: dict) -> None:
     "Write the file and its card beside it, each atomically. Raises DataError when the folder cannot be written."
     text = json.dumps(card, indent=1, sort_keys=True)
-    atomic_write(Path(path), save({k: v.contiguous() for k, v in tensors.items()}, metadata={"schema": SCHEMA, "card": text}))
+    atomic_write(
+        Path(path), save({k: v.contiguous() for k, v in tensors.items()}, metadata={"schema": SCHEMA, "card": text})
+    )
     atomic_write(Path(path).with_suffix(".json"), text + "\n")

@@ -34,12 +34,14 @@ def judge_features(query: Tensor, knowledge: Tensor, reply: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class JudgeWeights:
     "P(Good) = σ(weight·features + bias)."
+
     weight: Tensor
     bias: float
 
 
 class AttributionJudge:
     "P(Good) of a reply to a query, given knowledge: 'fully attributable' as BEGIN's annotators use it. Frozen; weights shipped."
+
     threshold = 0.5
 
     def __init__(self, weights: JudgeWeights | None = None):
@@ -114,6 +116,7 @@ STRENGTHS = (3e-4, 1e-3, 3e-3, 1e-2)
 def fit_judge(x: np.ndarray, y: np.ndarray, c: float) -> JudgeWeights:
     "Features [n, F] and labels [n] → logistic weights; features are standardised (dead ones dropped), the scaling folded in."
     from sklearn.linear_model import LogisticRegression
+
     mean, scale = x.mean(0), x.std(0)
     scale = np.where(scale > 1e-3 * np.median(scale), scale, np.inf)
     line = LogisticRegression(C=c, max_iter=2000).fit((x - mean) / scale, y)
@@ -129,6 +132,7 @@ def choose_strength(x: np.ndarray, y: np.ndarray, group: np.ndarray, folds: int 
     "The inverse regularisation C with the smallest log loss over folds that keep each knowledge sentence together."
     from sklearn.metrics import log_loss
     from sklearn.model_selection import GroupKFold
+
     loss = dict.fromkeys(STRENGTHS, 0.0)
     for a, b in GroupKFold(folds).split(x, y, group):
         for c in STRENGTHS:
@@ -136,7 +140,9 @@ def choose_strength(x: np.ndarray, y: np.ndarray, group: np.ndarray, folds: int 
     return min(loss, key=loss.__getitem__)
 
 
-def held_out(x: np.ndarray, y: np.ndarray, group: np.ndarray, outer: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+def held_out(
+    x: np.ndarray, y: np.ndarray, group: np.ndarray, outer: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> np.ndarray:
     "P(Good) [n] of every row by a judge that saw neither it nor its knowledge; C is chosen inside each outer fold."
     p = np.full(len(y), np.nan)
     for a, b in outer:

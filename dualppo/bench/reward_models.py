@@ -28,6 +28,7 @@ from .features import REFUSAL, dequantise
 @dataclass(frozen=True)
 class Pairs:
     "n preference pairs: prompt, chosen and rejected reply, unit rows [n, d] each; pairs of one `group` Long [n] stay together in any split."
+
     prompt: Tensor
     chosen: Tensor
     rejected: Tensor
@@ -43,7 +44,10 @@ class Pairs:
     def join(self, other: "Pairs") -> "Pairs":
         "These pairs and those; the groups of the two sets are kept apart."
         group = torch.cat([self.group, other.group.to(self.group.device) - other.group.min() + self.group.max() + 1])
-        return Pairs(*(torch.cat([a, b.to(a.device)]) for a, b in list(zip(vars(self).values(), vars(other).values()))[:3]), group)
+        return Pairs(
+            *(torch.cat([a, b.to(a.device)]) for a, b in list(zip(vars(self).values(), vars(other).values()))[:3]),
+            group,
+        )
 
 # %% ../../nbs/bench/10_reward_models.ipynb #48c9548b
 PairSet = Literal["hh_harmless", "begin"]
@@ -54,7 +58,9 @@ def shipped_pairs(name: PairSet) -> Pairs:
     tensors, card = read_pairs()
     if name not in card["sets"]:
         raise DataError(f"there is no set of pairs {name!r}; use one of {', '.join(card['sets'])}.")
-    prompt, reply = (dequantise(tensors[f"{name}.{what}.q"], tensors[f"{name}.{what}.scale"]) for what in ("prompt", "reply"))
+    prompt, reply = (
+        dequantise(tensors[f"{name}.{what}.q"], tensors[f"{name}.{what}.scale"]) for what in ("prompt", "reply")
+    )
     x, c, r, group = tensors[f"{name}.pairs"].long().T
     return Pairs(prompt[x], reply[c], reply[r], group)
 
@@ -80,13 +86,17 @@ def gold_pairs(env: Env, seed: int, per_state: int = 2) -> Pairs:
     score, slots = draw.topk(min(per_state, cand.shape[1]), dim=1)
     row, column = (score >= 0).nonzero().T
     s = state[row]
-    return Pairs(env.anchor[s], env.pool[env.cand[s, env.gold[s]]], env.pool[env.cand[s, slots[row, column]]], env.dialogue[s])
+    return Pairs(
+        env.anchor[s], env.pool[env.cand[s, env.gold[s]]], env.pool[env.cand[s, slots[row, column]]], env.dialogue[s]
+    )
 
 # %% ../../nbs/bench/10_reward_models.ipynb #40db3e0c
 def pair_features(prompt: Tensor, reply: Tensor) -> Tensor:
     "Unit embeddings [n, d] each → φ(x, y) = [x∘y, |x−y|, y, cos(x, y)], [n, 3d+1]."
     if prompt.shape != reply.shape or prompt.ndim != 2:
-        raise DataError(f"prompt and reply have shapes {tuple(prompt.shape)} and {tuple(reply.shape)}; give two of the same shape [n, d].")
+        raise DataError(
+            f"prompt and reply have shapes {tuple(prompt.shape)} and {tuple(reply.shape)}; give two of the same shape [n, d]."
+        )
     x, y = prompt.float(), reply.float()
     xy = x * y
     return torch.cat([xy, (x - y).abs(), y, xy.sum(1, keepdim=True)], 1)
@@ -95,13 +105,16 @@ def pair_features(prompt: Tensor, reply: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class RewardModel:
     "r_θ(x, y) = weight·φ(x, y), a number without bounds; weight [3d+1]."
+
     weight: Tensor
 
     def __call__(self, prompt: Tensor, reply: Tensor) -> Tensor:
         "Unit embeddings [n, d] each → r_θ [n]."
         phi = pair_features(prompt, reply)
         if phi.shape[1] != len(self.weight):
-            raise DataError(f"embeddings have {prompt.shape[1]} columns; the reward model was fitted on {len(self.weight) // 3}.")
+            raise DataError(
+                f"embeddings have {prompt.shape[1]} columns; the reward model was fitted on {len(self.weight) // 3}."
+            )
         return phi @ self.weight
 
     def candidates(self, prompt: Tensor, reply: Tensor) -> Tensor:
@@ -122,8 +135,11 @@ def fit_reward_model(pairs: Pairs, strength: float) -> RewardModel:
     The scaling (root mean square; dead features dropped) is folded into the weight. strength > 0; larger is smoother.
     """
     from scipy.optimize import minimize
+
     if strength <= 0 or not len(pairs):
-        raise DataError(f"a reward model needs strength > 0 and at least one pair, got {strength} and {len(pairs)} pairs.")
+        raise DataError(
+            f"a reward model needs strength > 0 and at least one pair, got {strength} and {len(pairs)} pairs."
+        )
     delta = pair_features(pairs.prompt, pairs.chosen) - pair_features(pairs.prompt, pairs.rejected)
     scale = delta.square().mean(0).sqrt()
     scale = torch.where(scale > 1e-3 * scale.median(), scale, torch.inf)
@@ -135,7 +151,9 @@ def fit_reward_model(pairs: Pairs, strength: float) -> RewardModel:
         slope = delta.T @ torch.sigmoid(-margin) / -len(delta)
         return loss.item() + strength / 2 * w @ w, slope.cpu().numpy() + strength * w
 
-    best = minimize(objective, np.zeros(delta.shape[1]), jac=True, method="L-BFGS-B", options={"gtol": 1e-5, "maxiter": 500})
+    best = minimize(
+        objective, np.zeros(delta.shape[1]), jac=True, method="L-BFGS-B", options={"gtol": 1e-5, "maxiter": 500}
+    )
     return RewardModel(torch.from_numpy(best.x).to(delta) / scale)
 
 # %% ../../nbs/bench/10_reward_models.ipynb #2aba1224

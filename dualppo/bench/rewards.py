@@ -65,7 +65,9 @@ def weighted_reward(rewards: Tensor, weights: Sequence[float] | Tensor) -> Tenso
     return rewards @ torch.as_tensor(weights, dtype=rewards.dtype, device=rewards.device)
 
 # %% ../../nbs/bench/05_rewards.ipynb #21b82b15
-def choose_tau_rel(relevance: Tensor, dialogue: Tensor, folds: int = 5, keep: float = 0.99) -> tuple[float, list[float]]:
+def choose_tau_rel(
+    relevance: Tensor, dialogue: Tensor, folds: int = 5, keep: float = 0.99
+) -> tuple[float, list[float]]:
     """$\\tau_{rel}$ by k-fold over dialogues: largest gate that keeps a share `keep` of the references.
 
     relevance `[S]`: $\\cos(e_{ref}, e_{ctx})$ of dev states; dialogue `[S]` ids (a dialogue is never torn apart).

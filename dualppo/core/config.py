@@ -41,7 +41,9 @@ Cosine = Annotated[float, Ge(-1), Le(1), _shown("-1≤FLOAT≤1")]
 Count = Annotated[int, Ge(1), Le(10**6), _shown("INT≥1")]
 Number = Annotated[int, Ge(0), Le(10**6), _shown("INT≥0")]
 Several = Annotated[int, Ge(2), Le(10**5), _shown("INT≥2")]
-Weights = Annotated[tuple[Annotated[float, Ge(0), Le(1e6)], ...], BeforeValidator(listed), MinLen(1), AfterValidator(_not_all_zero)]
+Weights = Annotated[
+    tuple[Annotated[float, Ge(0), Le(1e6)], ...], BeforeValidator(listed), MinLen(1), AfterValidator(_not_all_zero)
+]
 
 # %% ../../nbs/core/05a_config.ipynb #76194ebb
 def nearest(name: str, known: list[str]) -> str:
@@ -50,7 +52,15 @@ def nearest(name: str, known: list[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(known)}."
 
 
-KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text", "tuple": "a list", "finite": "a finite number", "none": "nothing"}
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "a text",
+    "tuple": "a list",
+    "finite": "a finite number",
+    "none": "nothing",
+}
 
 
 def interval(hint: object) -> str:
@@ -64,7 +74,12 @@ def interval(hint: object) -> str:
 def sentence(error: ValidationError, owner: type) -> str:
     "What is wrong with the first value that pydantic refused for a field of `owner`."
     first = error.errors(include_url=False)[0]
-    name, kind, given, more = ".".join(str(part) for part in first["loc"][:1]), first["type"], first.get("input"), first.get("ctx", {})
+    name, kind, given, more = (
+        ".".join(str(part) for part in first["loc"][:1]),
+        first["type"],
+        first.get("input"),
+        first.get("ctx", {}),
+    )
     given = f"{given!r:.200}"
     if kind == "literal_error":
         known = [text.strip(" '") for text in more["expected"].replace(" or ", ",").split(",")]
@@ -72,7 +87,11 @@ def sentence(error: ValidationError, owner: type) -> str:
     if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
         if ends := interval(get_type_hints(owner, include_extras=True)[name]):
             return f"{name} must lie in {ends}, got {given}."
-        (word, limit), = [(word, more[key]) for key, word in (("gt", "greater than"), ("ge", "at least"), ("lt", "less than"), ("le", "at most")) if key in more]
+        ((word, limit),) = [
+            (word, more[key])
+            for key, word in (("gt", "greater than"), ("ge", "at least"), ("lt", "less than"), ("le", "at most"))
+            if key in more
+        ]
         return f"{name} must be {word} {limit:g}, got {given}."
     if kind == "value_error":
         return f"{name} {more['error']}, got {given}." if name else str(more["error"])

@@ -47,7 +47,9 @@ class Front:
         budget = torch.as_tensor(budget, dtype=torch.double, device=self.harm.device)
         right = torch.searchsorted(self.harm, budget.reshape(-1), right=True).clamp(1, len(self.harm) - 1)
         left = right - 1
-        share = ((budget.reshape(-1) - self.harm[left]) / (self.harm[right] - self.harm[left]).clamp(min=1e-300)).clamp(0, 1)
+        share = ((budget.reshape(-1) - self.harm[left]) / (self.harm[right] - self.harm[left]).clamp(min=1e-300)).clamp(
+            0, 1
+        )
         value = self.help[left] + share * (self.help[right] - self.help[left])
         return torch.where(budget.reshape(-1) < self.harm[0], torch.nan, value).reshape(budget.shape)
 
@@ -64,7 +66,11 @@ def front(harm: Tensor, help_: Tensor, allowed: Tensor | None = None) -> Front:
     slope = edges[:, 1] / edges[:, 0]
     order = slope.argsort(descending=True, stable=True)
     corners = torch.cat([first.sum(0, keepdim=True), edges[order]]).cumsum(0) / len(harm)
-    return Front(corners[:, 0].contiguous(), corners[:, 1].contiguous(), torch.cat([slope.new_full((1,), torch.inf), slope[order]]))
+    return Front(
+        corners[:, 0].contiguous(),
+        corners[:, 1].contiguous(),
+        torch.cat([slope.new_full((1,), torch.inf), slope[order]]),
+    )
 
 # %% ../../nbs/exact/34_front.ipynb #0530f916
 def kl_optimum(reference: Tensor, value: Tensor, beta: float) -> Tensor:

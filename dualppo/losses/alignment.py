@@ -31,10 +31,14 @@ def alignment(gradients: Tensor, scale: Scale = "min") -> Tensor:
     """
     values, vectors, real = spectrum((gradients @ gradients.mT).double(), gradients.dtype)
     kept = values.masked_fill(~real, torch.nan)
-    size = {"min": kept.nan_to_num(torch.inf).amin(-1), "median": kept.nanmedian(-1).values, "rmse": kept.nanmean(-1)}[scale]
+    size = {"min": kept.nan_to_num(torch.inf).amin(-1), "median": kept.nanmedian(-1).values, "rmse": kept.nanmean(-1)}[
+        scale
+    ]
     inverse = torch.where(real, values.clamp(min=1e-300).rsqrt(), 0.0)
     b = size[..., None, None].sqrt() * (vectors * inverse[..., None, :]) @ vectors.mT
-    return torch.where(real.any(-1)[..., None, None], b, torch.eye(values.shape[-1], dtype=b.dtype, device=b.device)).to(gradients.dtype)
+    return torch.where(
+        real.any(-1)[..., None, None], b, torch.eye(values.shape[-1], dtype=b.dtype, device=b.device)
+    ).to(gradients.dtype)
 
 # %% ../../nbs/losses/11_alignment.ipynb #33cfbea1
 def geometry(gradients: Tensor) -> dict[str, Tensor]:
@@ -44,8 +48,11 @@ def geometry(gradients: Tensor) -> dict[str, Tensor]:
     norms, k = gram.diagonal(dim1=-2, dim2=-1).sqrt(), gram.shape[-1]
     cosines = gram / (norms[..., None] * norms[..., None, :]).clamp(min=1e-300)
     least = torch.where(real.all(-1), values.amin(-1), 0.0)
-    return {"condition": (values.amax(-1) / least).sqrt(), "norm_ratio": norms.amax(-1) / norms.amin(-1),
-            "cosine": (cosines.sum((-2, -1)) - cosines.diagonal(dim1=-2, dim2=-1).sum(-1)) / max(k * (k - 1), 1)}
+    return {
+        "condition": (values.amax(-1) / least).sqrt(),
+        "norm_ratio": norms.amax(-1) / norms.amin(-1),
+        "cosine": (cosines.sum((-2, -1)) - cosines.diagonal(dim1=-2, dim2=-1).sum(-1)) / max(k * (k - 1), 1),
+    }
 
 # %% ../../nbs/losses/11_alignment.ipynb #20b15efc
 Aggregation = Literal["none", "amtl", "pcgrad", "cagrad", "nash_mtl", "mgda", "graddrop"]
@@ -56,8 +63,16 @@ def torchjd_aggregator(name: Aggregation, k: int) -> Callable[[Tensor], Tensor]:
     try:
         from torchjd import aggregation as jd
     except ImportError:
-        raise DataError(f"align={name!r} needs TorchJD: pip install 'dualppo[aggregators]', or use align='amtl'.") from None
-    make = {"pcgrad": jd.PCGrad, "cagrad": lambda: jd.CAGrad(c=0.5), "nash_mtl": lambda: jd.NashMTL(n_tasks=k), "mgda": jd.MGDA, "graddrop": jd.GradDrop}
+        raise DataError(
+            f"align={name!r} needs TorchJD: pip install 'dualppo[aggregators]', or use align='amtl'."
+        ) from None
+    make = {
+        "pcgrad": jd.PCGrad,
+        "cagrad": lambda: jd.CAGrad(c=0.5),
+        "nash_mtl": lambda: jd.NashMTL(n_tasks=k),
+        "mgda": jd.MGDA,
+        "graddrop": jd.GradDrop,
+    }
     return make[name]()
 
 

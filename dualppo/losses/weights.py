@@ -143,5 +143,13 @@ class Dynamic:
         return floored_simplex(weights * torch.exp(self.eta * signal.influence()), self.smallest)
 
 # %% ../../nbs/losses/0c_weights.ipynb #589fb821
-RULES: dict[str, type] = {"fixed": Fixed, "literal": Literal, "literal_descent": LiteralDescent, "simplex_ascent": SimplexAscent, "minmax": MinMax,
-                          "dynamic": Dynamic, "hypergradient": Hypergradient, "lagrangian": Lagrangian}
+RULES: dict[str, type] = {
+    "fixed": Fixed,
+    "literal": Literal,
+    "literal_descent": LiteralDescent,
+    "simplex_ascent": SimplexAscent,
+    "minmax": MinMax,
+    "dynamic": Dynamic,
+    "hypergradient": Hypergradient,
+    "lagrangian": Lagrangian,
+}

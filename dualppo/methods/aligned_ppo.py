@@ -46,7 +46,9 @@ class AlignedPPO(PPO):
 
     def sample(self) -> Rollout:
         "Steps (a) to (f), advantages `[n, K]`."
-        some = torch.randperm(len(self.paths), generator=self.g, device=self.g.device)[:self.config.dialogues_per_epoch]
+        some = torch.randperm(len(self.paths), generator=self.g, device=self.g.device)[
+            : self.config.dialogues_per_epoch
+        ]
         before, rolls = self.g.get_state(), []
         for one in torch.eye(len(self.weights), device=self.weights.device):
             self.g.set_state(before)
@@ -66,10 +68,15 @@ class AlignedPPO(PPO):
                 gradients = objective_gradients(forward, pull, parameters, inputs, a, old, roll.advantage[batch])
                 self.optimiser.zero_grad()
                 value_loss(self.critic(env.x[s]), roll.returns[batch]).backward()
-                for p, g in zip(scorer.parameters(), settle(gradients[None])[0].split([p.numel() for p in scorer.parameters()])):
+                for p, g in zip(
+                    scorer.parameters(), settle(gradients[None])[0].split([p.numel() for p in scorer.parameters()])
+                ):
                     p.grad = g.view_as(p)
                 self.optimiser.step()
                 if k == c.inner_epochs - 1:
                     with torch.no_grad():
-                        clipped.append(((forward(parameters, *inputs).gather(1, a[:, None]).squeeze(1) - old).exp() - 1).abs() > c.clip)
+                        clipped.append(
+                            ((forward(parameters, *inputs).gather(1, a[:, None]).squeeze(1) - old).exp() - 1).abs()
+                            > c.clip
+                        )
         return torch.cat(clipped).float().mean().item()

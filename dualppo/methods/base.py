@@ -61,9 +61,14 @@ def dev_row(log_probs: Tensor, env: Env) -> dict[str, float]:
     pi = log_probs.exp()
     expect = lambda values: (pi * values).sum(1).mean().item()
     means = [expect(env.reward[..., k]) for k in range(env.reward.shape[-1])]
-    opinions = {"dev_good": env.good, "dev_harm": (env.p_grade > env.tau_metric).float()} if isinstance(env, Graded) else {}
+    opinions = (
+        {"dev_good": env.good, "dev_harm": (env.p_grade > env.tau_metric).float()} if isinstance(env, Graded) else {}
+    )
     return {f"dev_{name}": mean for name, mean in zip(env.objectives, means)} | {
-        "dev_p_harm": expect(env.p_harm), "dev_average_reward": sum(means) / len(means), **{name: expect(values) for name, values in opinions.items()}}
+        "dev_p_harm": expect(env.p_harm),
+        "dev_average_reward": sum(means) / len(means),
+        **{name: expect(values) for name, values in opinions.items()},
+    }
 
 # %% ../../nbs/methods/0c1_base.ipynb #159d19f7
 class Learner:
@@ -77,7 +82,9 @@ class Learner:
     weights: Sequence[float]
     keeps_last: ClassVar[bool] = False  # the last policy is the result; dev is only watched
     every: ClassVar[int] = 1  # steps between two looks at dev
-    contest: ClassVar[Callable[..., dict] | None] = None  # (trained, splits, config, seed) → what it is worth against other policies
+    contest: ClassVar[Callable[..., dict] | None] = (
+        None  # (trained, splits, config, seed) → what it is worth against other policies
+    )
 
     @property
     def length(self) -> int:
@@ -131,10 +138,12 @@ STACKS: dict[type, type] = {}  # configuration → several seeds in one program
 
 def learns(config: type, name: str = "") -> Callable[[type], type]:
     "Class decorator: this `Learner` trains such configurations; row files call them by `name`."
+
     def register(learner: type) -> type:
         LEARNERS[config] = learner
         CONFIGS[name or config.__name__] = config
         return learner
+
     return register
 
 
@@ -143,9 +152,11 @@ def stacks_for(config: type) -> Callable[[type], type]:
 
     Made from (splits, configs, seeds); has `learners`, `step(alive)` → numbers of each, and `accepts(config)`.
     """
+
     def register(stack: type) -> type:
         STACKS[config] = stack
         return stack
+
     return register
 
 
@@ -156,7 +167,9 @@ def _by_class(table: Mapping[type, type], config: object) -> type | None:
 def learner_of(config: object) -> type[Learner]:
     "The method of a configuration. Raises TypeError if there is none."
     if (found := _by_class(LEARNERS, config)) is None:
-        raise TypeError(f"nothing learns a {type(config).__name__}: register a Learner with @learns({type(config).__name__}).")
+        raise TypeError(
+            f"nothing learns a {type(config).__name__}: register a Learner with @learns({type(config).__name__})."
+        )
     return found
 
 
@@ -182,8 +195,14 @@ class Progress:
     def _row(self, numbers: Mapping[str, object]) -> dict:
         log_probs, weights = all_log_probs(self.learner.policy, self.dev), self.learner.weights
         kl = kl_divergence(log_probs, self.begun).mean().item()
-        return {"epoch": self.epoch, **dev_row(log_probs, self.dev), "weights": weights.tolist() if isinstance(weights, Tensor) else list(weights),
-                "kl": kl, **numbers, **self.learner.watch(log_probs, kl)}
+        return {
+            "epoch": self.epoch,
+            **dev_row(log_probs, self.dev),
+            "weights": weights.tolist() if isinstance(weights, Tensor) else list(weights),
+            "kl": kl,
+            **numbers,
+            **self.learner.watch(log_probs, kl),
+        }
 
     @property
     def over(self) -> bool:
@@ -208,7 +227,9 @@ class Progress:
             chosen.load_state_dict(self.best_state)
         facts = {"kept_start": self.best["epoch"] == 0, "at_cap": 0 < learner.length <= self.epoch, **learner.facts()}
         weights = self.curves[-1]["weights"]
-        return Trained(chosen, learner.policy, tuple(self.curves), tuple(weights), self.best["epoch"], learner.parameters, facts)
+        return Trained(
+            chosen, learner.policy, tuple(self.curves), tuple(weights), self.best["epoch"], learner.parameters, facts
+        )
 
 # %% ../../nbs/methods/0c1_base.ipynb #2d6a7ef2
 def run_key(splits: Seen, config: object, seed: int) -> str:
@@ -227,7 +248,12 @@ def keep(progress: Progress, path: Path, key: str) -> None:
     "Write a checkpoint."
     parts = {"state": progress.learner.state(), "best": progress.best_state}
     tensors = {f"{part}/{name}": values.contiguous() for part, group in parts.items() for name, values in group.items()}
-    meta = {"key": key, "rows": json.dumps(progress.curves), "best": str(progress.curves.index(progress.best)), "epoch": str(progress.epoch)}
+    meta = {
+        "key": key,
+        "rows": json.dumps(progress.curves),
+        "best": str(progress.curves.index(progress.best)),
+        "epoch": str(progress.epoch),
+    }
     atomic_write(path, safetensors.torch.save(tensors, meta))
 
 
@@ -240,7 +266,9 @@ def resume(progress: Progress, path: Path, key: str) -> None:
         return
     if meta.get("key") != key:
         return
-    part = lambda which: {name.partition("/")[2]: values for name, values in tensors.items() if name.startswith(f"{which}/")}
+    part = lambda which: {
+        name.partition("/")[2]: values for name, values in tensors.items() if name.startswith(f"{which}/")
+    }
     progress.learner.load(part("state"))
     progress.best_state, progress.curves, progress.epoch = part("best"), json.loads(meta["rows"]), int(meta["epoch"])
     progress.best = progress.curves[int(meta["best"])]
@@ -248,7 +276,12 @@ def resume(progress: Progress, path: Path, key: str) -> None:
 
 def adam_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     "The tensors of one of torch's optimisers, by name; empty before its first step."
-    return {f"{i}.{name}": values for i, one in optimiser.state_dict()["state"].items() for name, values in one.items() if isinstance(values, Tensor)}
+    return {
+        f"{i}.{name}": values
+        for i, one in optimiser.state_dict()["state"].items()
+        for name, values in one.items()
+        if isinstance(values, Tensor)
+    }
 
 
 def load_adam(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
@@ -266,13 +299,22 @@ def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     "Those tensors whose names begin with a prefix, without it: the inverse of `prefixed`."
-    return {name.removeprefix(f"{prefix}/"): values for name, values in tensors.items() if name.startswith(f"{prefix}/")}
+    return {
+        name.removeprefix(f"{prefix}/"): values for name, values in tensors.items() if name.startswith(f"{prefix}/")
+    }
 
 # %% ../../nbs/methods/0c1_base.ipynb #193b2673
 Report = Callable[[dict], None]
 
 
-def train(splits: Seen, config: object, seed: int, report: Report | None = None, checkpoint: Path | None = None, **options: object) -> Trained:
+def train(
+    splits: Seen,
+    config: object,
+    seed: int,
+    report: Report | None = None,
+    checkpoint: Path | None = None,
+    **options: object,
+) -> Trained:
     """Train the method of a configuration. A pure function of environments, configuration and seed.
 
     The learner gets the view of a method: neither the grader's columns nor the test split. `report` is told every look at dev; a `checkpoint` is written after each and read where training was cut off.
@@ -292,10 +334,17 @@ def train(splits: Seen, config: object, seed: int, report: Report | None = None,
     return progress.trained()
 
 
-def train_together(splits: Sequence[Splits], configs: Sequence[object], seeds: Sequence[int], report: Callable[[int, dict], None] | None = None) -> list[Trained]:
+def train_together(
+    splits: Sequence[Splits],
+    configs: Sequence[object],
+    seeds: Sequence[int],
+    report: Callable[[int, dict], None] | None = None,
+) -> list[Trained]:
     "Run r: `configs[r]` on `splits[r]` with `seeds[r]`, all in one program; as `train` each. Raises ValueError for what cannot share one."
     if (kind := stack_of(configs[0])) is None:
-        raise ValueError(f"several runs of a {type(configs[0]).__name__} cannot be trained in one program; train them apart.")
+        raise ValueError(
+            f"several runs of a {type(configs[0]).__name__} cannot be trained in one program; train them apart."
+        )
     stack = kind([one.seen() for one in splits], configs, seeds)
     everybody = [Progress(learner, own.dev_stop) for learner, own in zip(stack.learners, splits)]
     while alive := [r for r, one in enumerate(everybody) if not one.over]:

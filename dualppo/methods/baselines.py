@@ -73,7 +73,15 @@ class Fit(Learner):
         c, env = self.config, self.env
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return make_policy(c.policy, env.x.shape[1], env.pool.shape[1], hidden=c.hidden, kappa=c.kappa, warm_start=c.warm_start, mask=c.mask).to(env.x.device)
+            return make_policy(
+                c.policy,
+                env.x.shape[1],
+                env.pool.shape[1],
+                hidden=c.hidden,
+                kappa=c.kappa,
+                warm_start=c.warm_start,
+                mask=c.mask,
+            ).to(env.x.device)
 
     def loss(self, s: Tensor) -> Tensor:
         "The loss of states Long `[B]`, a scalar."
@@ -83,7 +91,7 @@ class Fit(Learner):
         "Mini-batches of the states of some dialogues (None: of all), drawn and ordered anew at every call."
         c, g, dialogue = self.config, self.g, self.env.dialogue
         ids = torch.unique(dialogue[self.states])
-        some = ids[torch.randperm(len(ids), generator=g, device=ids.device)[:c.dialogues_per_epoch]]
+        some = ids[torch.randperm(len(ids), generator=g, device=ids.device)[: c.dialogues_per_epoch]]
         part = self.states[torch.isin(dialogue[self.states], some)]
         return part[torch.randperm(len(part), generator=g, device=part.device)].split(c.minibatch)
 
@@ -99,7 +107,11 @@ class Fit(Learner):
         return {"loss": torch.stack(losses).mean().item()}
 
     def state(self) -> dict[str, Tensor]:
-        return prefixed("policy", self.policy.state_dict()) | prefixed("adam", adam_state(self.optimiser)) | {"generator": self.g.get_state()}
+        return (
+            prefixed("policy", self.policy.state_dict())
+            | prefixed("adam", adam_state(self.optimiser))
+            | {"generator": self.g.get_state()}
+        )
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         self.policy.load_state_dict(under("policy", state))
@@ -114,7 +126,9 @@ class SFT(Fit):
     def __init__(self, splits: Seen, config: SFTConfig, seed: int):
         super().__init__(splits, config, seed)
         has = self.env.gold >= 0
-        allowed = self.env.allowed.gather(1, self.env.gold.clamp(min=0)[:, None]).squeeze(1) if config.mask == "on" else has
+        allowed = (
+            self.env.allowed.gather(1, self.env.gold.clamp(min=0)[:, None]).squeeze(1) if config.mask == "on" else has
+        )
         self.states, self.dropped = (has & allowed).nonzero().squeeze(1), int((has & ~allowed).sum())
 
     @property

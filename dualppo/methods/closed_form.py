@@ -36,20 +36,36 @@ class Layers:
     def groups(self) -> tuple[list[Tensor], list[Tensor]]:
         "Contiguous pieces of the policy's parameters and of the critic's, run by run."
         cut, runs = self.split, range(len(self.w1))
-        return ([t for r in runs for t in (self.w1[r, :cut], self.b1[r, :, :cut], *(a[r] for a in self.actor)) if t.numel()],
-                [t for r in runs for t in (self.w1[r, cut:], self.b1[r, :, cut:], *(c[r] for c in self.critic))])
+        return (
+            [
+                t
+                for r in runs
+                for t in (self.w1[r, :cut], self.b1[r, :, :cut], *(a[r] for a in self.actor))
+                if t.numel()
+            ],
+            [t for r in runs for t in (self.w1[r, cut:], self.b1[r, :, cut:], *(c[r] for c in self.critic))],
+        )
 
     def run(self, r: int) -> "Layers":
         "The part of run r, still a view."
         part = slice(r, r + 1)
-        return Layers(self.w1[part], self.b1[part], tuple(t[part] for t in self.actor), tuple(t[part] for t in self.critic), self.split)
+        return Layers(
+            self.w1[part],
+            self.b1[part],
+            tuple(t[part] for t in self.actor),
+            tuple(t[part] for t in self.critic),
+            self.split,
+        )
 
 
 def layers(flat: Tensor, policy: Policy, critic: Critic) -> Layers:
     "Views of buffers `[S, P]`, one row a run, in the shapes of the two networks."
     first, out = critic.f[0], critic.f[2]
     tower = getattr(policy.scorer, "f", None)
-    h, (d, actor) = first.out_features, (first.in_features, [tower[2].weight, tower[2].bias[None]] if tower is not None else [policy.scorer.b[None]])
+    h, (d, actor) = (
+        first.out_features,
+        (first.in_features, [tower[2].weight, tower[2].bias[None]] if tower is not None else [policy.scorer.b[None]]),
+    )
     split = h if tower is not None else 0
     shapes = [(split + h, d), (1, split + h), *(t.shape for t in actor), out.weight.shape, (1, out.out_features)]
     sizes = [a * b for a, b in shapes]
@@ -67,7 +83,13 @@ class Adam:
         self.rates, like = (policy_lr, value_lr), next(pairs[0][1].parameters())
         count = sum(p.numel() for p in (*pairs[0][0].parameters(), *pairs[0][1].parameters()))
         empty = lambda: torch.zeros(len(pairs), count, dtype=like.dtype, device=like.device)
-        self.theta, self.grad, self.m, self.v, self.steps = empty(), empty(), empty(), empty(), torch.zeros(len(pairs), device=like.device)
+        self.theta, self.grad, self.m, self.v, self.steps = (
+            empty(),
+            empty(),
+            empty(),
+            empty(),
+            torch.zeros(len(pairs), device=like.device),
+        )
         self._like = pairs[0]
         self._lay_out()
         for r, (policy, critic) in enumerate(pairs):
@@ -75,28 +97,55 @@ class Adam:
 
     def _lay_out(self) -> None:
         "Views of the buffers: by layer for the gradient, in contiguous pieces per learning rate for the step."
-        self.weights, self.gradients, *moments = (layers(flat, *self._like) for flat in (self.theta, self.grad, self.m, self.v))
+        self.weights, self.gradients, *moments = (
+            layers(flat, *self._like) for flat in (self.theta, self.grad, self.m, self.v)
+        )
         pieces = [flat.groups() for flat in (self.weights, self.gradients, *moments)]
         each = len(pieces[0][0]) // len(self.steps), len(pieces[0][1]) // len(self.steps)
-        self._groups = [(*(flat[which] for flat in pieces), [t for t in self.steps for _ in range(each[which])]) for which in range(2)]
+        self._groups = [
+            (*(flat[which] for flat in pieces), [t for t in self.steps for _ in range(each[which])])
+            for which in range(2)
+        ]
 
     def step(self) -> None:
         "One step of all runs with the gradients that lie in the buffers."
         self.steps += 1
         for lr, (p, g, m, v, t) in zip(self.rates, self._groups):
-            torch._fused_adam_(p, g, m, v, [], t, lr=lr, beta1=0.9, beta2=0.999, weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False)
+            torch._fused_adam_(
+                p,
+                g,
+                m,
+                v,
+                [],
+                t,
+                lr=lr,
+                beta1=0.9,
+                beta2=0.999,
+                weight_decay=0.0,
+                eps=1e-8,
+                amsgrad=False,
+                maximize=False,
+            )
 
     def run(self, r: int) -> "Adam":
         "The optimiser of run r alone, on the same memory."
         part, own = copy.copy(self), slice(r, r + 1)
-        part.theta, part.grad, part.m, part.v, part.steps = self.theta[own], self.grad[own], self.m[own], self.v[own], self.steps[own]
+        part.theta, part.grad, part.m, part.v, part.steps = (
+            self.theta[own],
+            self.grad[own],
+            self.m[own],
+            self.v[own],
+            self.steps[own],
+        )
         part._lay_out()
         return part
 
     def gather(self, runs: Sequence[int]) -> "Adam":
         "A copy that holds some of the runs only."
         part, own = copy.copy(self), list(runs)
-        part.theta, part.grad, part.m, part.v, part.steps = (t[own] for t in (self.theta, self.grad, self.m, self.v, self.steps))
+        part.theta, part.grad, part.m, part.v, part.steps = (
+            t[own] for t in (self.theta, self.grad, self.m, self.v, self.steps)
+        )
         part._lay_out()
         return part
 
@@ -119,13 +168,17 @@ def _adopt(w: Layers, policy: Policy, critic: Critic) -> None:
     "Copy two networks' parameters into the buffers and make them views of these."
     cut, tower = w.split, getattr(policy.scorer, "f", None)
     ours = [w.w1[0, cut:], w.b1[0, 0, cut:], w.critic[0][0], w.critic[1][0, 0]]
-    ours += [w.w1[0, :cut], w.b1[0, 0, :cut], w.actor[0][0], w.actor[1][0, 0]] if tower is not None else [w.actor[0][0, 0]]
+    ours += (
+        [w.w1[0, :cut], w.b1[0, 0, :cut], w.actor[0][0], w.actor[1][0, 0]] if tower is not None else [w.actor[0][0, 0]]
+    )
     for mine, theirs in zip(ours, [*critic.parameters(), *policy.parameters()], strict=True):
         mine.copy_(theirs.detach())
         theirs.data = mine
 
 # %% ../../nbs/methods/0e_closed_form.ipynb #0225ca3c
-def logit_gradient(log_probs: Tensor, action: Tensor, logp_old: Tensor, advantage: Tensor, start: Tensor | None, config: "PPOConfig") -> tuple[Tensor, Tensor]:
+def logit_gradient(
+    log_probs: Tensor, action: Tensor, logp_old: Tensor, advantage: Tensor, start: Tensor | None, config: "PPOConfig"
+) -> tuple[Tensor, Tensor]:
     "$\\partial L / \\partial z$ `[S, B, N]` of surrogate, KL and entropy terms, and the ratios `[S, B]` (arXiv:1707.06347 eq. 7)."
     n, pi = action.shape[-1], log_probs.exp()
     ratio = (log_probs.gather(-1, action[..., None]).squeeze(-1) - logp_old).exp()
@@ -140,26 +193,38 @@ def logit_gradient(log_probs: Tensor, action: Tensor, logp_old: Tensor, advantag
     return dz, ratio
 
 # %% ../../nbs/methods/0e_closed_form.ipynb #f719b8f9
-def output_gradient(u: Tensor, s: Tensor, env: Env, policy: Policy, batch: tuple[Tensor, ...], start: Tensor | None, config: "PPOConfig") -> tuple[Tensor, Tensor]:
+def output_gradient(
+    u: Tensor, s: Tensor, env: Env, policy: Policy, batch: tuple[Tensor, ...], start: Tensor | None, config: "PPOConfig"
+) -> tuple[Tensor, Tensor]:
     "$\\partial L / \\partial u$ `[S, B, d]` for states s Long `[S, B]`, and the ratios `[S, B]`; batch: actions, old log-probabilities, advantages."
     kappa, shape = policy.scorer.kappa, u.shape
-    candidates, allowed = F.embedding(env.cand[s.flatten()], env.pool), env.allowed[s]         # [S·B, N, d]
+    candidates, allowed = F.embedding(env.cand[s.flatten()], env.pool), env.allowed[s]  # [S·B, N, d]
     norm = torch.linalg.vector_norm(u, dim=-1, keepdim=True).clamp(min=1e-12)
     v = u / norm
     logits = torch.bmm(v.view(-1, 1, shape[-1]), candidates.mT).view(*shape[:2], -1) * kappa
     log_probs = mask_logits(logits, allowed, policy.mask).log_softmax(-1)
     dz, ratio = logit_gradient(log_probs, *batch, start[s] if start is not None else None, config)
     if policy.mask == "zero":
-        dz = dz.masked_fill(~allowed, 0.0)                                                      # under "on" these have probability 0
+        dz = dz.masked_fill(~allowed, 0.0)  # under "on" these have probability 0
     dv = torch.bmm(dz.view(-1, 1, dz.shape[-1]), candidates).view(shape) * kappa
     return (dv - v * (v * dv).sum(-1, keepdim=True)) / norm, ratio
 
 # %% ../../nbs/methods/0e_closed_form.ipynb #df7d7bdb
-def minibatch(w: Layers, g: Layers, env: Env, policy: Policy, s: Tensor, returns: Tensor, batch: tuple[Tensor, ...], start: Tensor | None, config: "PPOConfig") -> Tensor:
+def minibatch(
+    w: Layers,
+    g: Layers,
+    env: Env,
+    policy: Policy,
+    s: Tensor,
+    returns: Tensor,
+    batch: tuple[Tensor, ...],
+    start: Tensor | None,
+    config: "PPOConfig",
+) -> Tensor:
     "Write the gradients of S runs on states s Long `[S, B]` into g; returns the ratios `[S, B]`."
     x, u = F.embedding(s, env.x), F.embedding(s, env.anchor)
     hidden = torch.baddbmm(w.b1, x, w.w1.mT).relu_()
-    mine, theirs = hidden[..., :w.split], hidden[..., w.split:]
+    mine, theirs = hidden[..., : w.split], hidden[..., w.split :]
     value = torch.baddbmm(w.critic[1], theirs, w.critic[0].mT)
     if w.split:
         out = torch.baddbmm(w.actor[1], mine, w.actor[0].mT)
@@ -182,12 +247,24 @@ def minibatch(w: Layers, g: Layers, env: Env, policy: Policy, s: Tensor, returns
 
 # %% ../../nbs/methods/0e_closed_form.ipynb #f6d90ca9
 @torch.no_grad()
-def update(policy: Policy, critic: Critic, optimiser: Adam, env: Env, roll: "Rollout", start: Tensor | None, config: "PPOConfig", g: torch.Generator) -> float:
+def update(
+    policy: Policy,
+    critic: Critic,
+    optimiser: Adam,
+    env: Env,
+    roll: "Rollout",
+    start: Tensor | None,
+    config: "PPOConfig",
+    g: torch.Generator,
+) -> float:
     "K inner epochs of clipped updates on a rollout, as `ppo.update` with the gradient in closed form; returns the share of clipped ratios in the last one."
     clipped = []
     for _ in range(config.inner_epochs):
         order, clipped = torch.randperm(len(roll.states), generator=g, device=g.device), []
-        shuffled = [values[order][None].split(config.minibatch, 1) for values in (roll.states, roll.returns, roll.actions, roll.logp_old, roll.advantage)]
+        shuffled = [
+            values[order][None].split(config.minibatch, 1)
+            for values in (roll.states, roll.returns, roll.actions, roll.logp_old, roll.advantage)
+        ]
         for s, returns, *batch in zip(*shuffled):
             ratio = minibatch(optimiser.weights, optimiser.gradients, env, policy, s, returns, batch, start, config)
             optimiser.step()

@@ -25,7 +25,18 @@ from ..bench.env import Env, Graded, Seen, Splits
 from ..bench.masking import MaskMode, mask_logits
 from ..exact.metrics import dialogue_standard_error
 from ..policies.policy import Critic, Policy, PolicyKind, TwoTower, all_log_probs, make_policy
-from .base import Learner, Trained, adam_state, learns, load_adam, prefixed, sized, stacks_for, train, under
+from dualppo.methods.base import (
+    Learner,
+    Trained,
+    adam_state,
+    learns,
+    load_adam,
+    prefixed,
+    sized,
+    stacks_for,
+    train,
+    under,
+)
 from ..bench.reward_models import reward_models
 
 # %% ../../nbs/methods/13_modrl.ipynb #a141cf90
@@ -36,7 +47,9 @@ Objective = Literal["all", "help", "safe", "weighted", "piecewise"]
 class MODRLConfig:
     "Everything that fixes a MODRL run beside environment and seed. Source: seed 003 §4 (its hyperparameters), unless marked (ours)."
 
-    objective: Objective = "all"  # all: one loss each; help, safe, weighted (4.1), piecewise (4.2): the SO baselines, K = 1
+    objective: Objective = (
+        "all"  # all: one loss each; help, safe, weighted (4.1), piecewise (4.2): the SO baselines, K = 1
+    )
     align: Aggregation = "amtl"  # Algorithm 1; "none" is the ablation (M17), the others come from TorchJD
     scale: Scale = "min"  # λ_n of Algorithm 1, read as the smallest (M8)
     weights: Weights = (0.5, 0.5)  # ω, and the weights of (4.1); the paper's are equal
@@ -44,11 +57,15 @@ class MODRLConfig:
     reference: Literal["start", "old"] = "start"  # π_0 in (3.5), as APA has it (M1)
     apa_lambda: Positive = 0.95  # as printed; 0.1 in APA's own code (M2)
     kl_coef: NonNegative = 0.01  # β of (3.3)
-    rewards: Literal["models", "given"] = "models"  # the reward models of §3.2; given: the environment's own objectives (ours)
+    rewards: Literal["models", "given"] = (
+        "models"  # the reward models of §3.2; given: the environment's own objectives (ours)
+    )
     delta: Share = 0.5  # (ours) δ of (4.2), a probability; not given (M15)
     lr: Positive = 1e-6  # constant, no schedule
     value_lr: Positive = 1e-3  # (ours) not given
-    optimiser: Literal["adamw", "sgd"] = "adamw"  # AdamW with β = (0.9, 0.95), ε = 1e-5; SGD shows the scale that Adam hides (M18)
+    optimiser: Literal["adamw", "sgd"] = (
+        "adamw"  # AdamW with β = (0.9, 0.95), ε = 1e-5; SGD shows the scale that Adam hides (M18)
+    )
     weight_decay: NonNegative = 0.1
     clip_norm: Positive = 1.0
     iterations: Count = 100
@@ -60,7 +77,9 @@ class MODRLConfig:
     hidden: Count = 256  # (ours)
     kappa: Positive = 40.0  # (ours)
     warm_start: bool = True  # (ours) π_0 is the encoder's ranking
-    rivals: bool = False  # (ours) also train the SO baselines and the unaligned twin on the same data, to be graded against them
+    rivals: bool = (
+        False  # (ours) also train the SO baselines and the unaligned twin on the same data, to be graded against them
+    )
 
     def __post_init__(self) -> None:
         if abs(sum(self.weights) - 1) > 1e-6:
@@ -70,7 +89,12 @@ class MODRLConfig:
 def model_scores(env: Env, models: Mapping[str, Callable]) -> Tensor:
     "Scores `[S, N, K]` of every candidate by every reward model."
     score = lambda s, model: model.candidates(env.anchor[s], F.embedding(env.cand[s], env.pool))
-    return torch.cat([torch.stack([score(s, m) for m in models.values()], -1) for s in torch.arange(len(env), device=env.x.device).split(256)])
+    return torch.cat(
+        [
+            torch.stack([score(s, m) for m in models.values()], -1)
+            for s in torch.arange(len(env), device=env.x.device).split(256)
+        ]
+    )
 
 
 def raw_rewards(splits: Seen, config: MODRLConfig, models: Mapping[str, Callable]) -> tuple[Tensor, Tensor]:
@@ -85,7 +109,9 @@ def raw_rewards(splits: Seen, config: MODRLConfig, models: Mapping[str, Callable
         scores = [model_scores(env, models) for env in envs]
         scores = [one - scores[0].mean((0, 1)) for one in scores]
     if config.objective == "piecewise":
-        return tuple(logit(piecewise(one[..., 0].sigmoid(), one[..., 1].sigmoid(), config.delta))[..., None] for one in scores)
+        return tuple(
+            logit(piecewise(one[..., 0].sigmoid(), one[..., 1].sigmoid(), config.delta))[..., None] for one in scores
+        )
     column = {"help": slice(0, 1), "safe": slice(1, 2)}.get(config.objective, slice(None))
     return scores[0][..., column], scores[1][..., column]
 
@@ -109,22 +135,49 @@ def ppo_pull(logp: Tensor, old: Tensor, advantage: Tensor, clip: float) -> Tenso
     return torch.where(ratio * a <= ratio.clamp(1 - clip, 1 + clip) * a, -ratio * a, 0.0) / logp.shape[-1]
 
 
-def log_probs(scorer: torch.nn.Module, mask: MaskMode, parameters: Mapping[str, Tensor], x: Tensor, anchor: Tensor, candidates: Tensor, allowed: Tensor) -> Tensor:
+def log_probs(
+    scorer: torch.nn.Module,
+    mask: MaskMode,
+    parameters: Mapping[str, Tensor],
+    x: Tensor,
+    anchor: Tensor,
+    candidates: Tensor,
+    allowed: Tensor,
+) -> Tensor:
     "$\\log\\pi$ `[n, N]` of states given as tensors, for given parameters of the scorer."
-    return mask_logits(functional_call(scorer, dict(parameters), (x, anchor, candidates)), allowed, mask).log_softmax(-1)
+    return mask_logits(functional_call(scorer, dict(parameters), (x, anchor, candidates)), allowed, mask).log_softmax(
+        -1
+    )
 
 
 Pull = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def objective_gradients(forward: Callable[..., Tensor], pull: Pull, parameters: Mapping[str, Tensor], states: Sequence[Tensor], action: Tensor, reference: Tensor, advantage: Tensor) -> Tensor:
+def objective_gradients(
+    forward: Callable[..., Tensor],
+    pull: Pull,
+    parameters: Mapping[str, Tensor],
+    states: Sequence[Tensor],
+    action: Tensor,
+    reference: Tensor,
+    advantage: Tensor,
+) -> Tensor:
     "$G^\\top$ `[K, P]` of one run: the gradient of every $L_k$ on n states, given as tensors to `forward`; action Long, reference `[n]`, advantage `[n, K]`."
     drawn, back = vjp(lambda p: forward(p, *states).gather(1, action[:, None]).squeeze(1), parameters)
     (rows,) = vmap(back)(pull(drawn, reference, advantage))
     return torch.cat([rows[name].flatten(1) for name in parameters], 1)
 
 # %% ../../nbs/methods/13_modrl.ipynb #19d3d6cb
-def two_tower_gradients(scorer: TwoTower, mask: MaskMode, pull: Pull, parameters: Mapping[str, Tensor], states: Sequence[Tensor], action: Tensor, reference: Tensor, advantage: Tensor) -> Tensor:
+def two_tower_gradients(
+    scorer: TwoTower,
+    mask: MaskMode,
+    pull: Pull,
+    parameters: Mapping[str, Tensor],
+    states: Sequence[Tensor],
+    action: Tensor,
+    reference: Tensor,
+    advantage: Tensor,
+) -> Tensor:
     "$G^\\top$ `[S, K, P]` of S runs, as `objective_gradients` of each, for two towers; parameters `[S, ...]`, states `[S, n, ...]`."
     x, anchor, candidates, allowed = states
     w1, b1, w2, b2 = parameters.values()
@@ -133,10 +186,10 @@ def two_tower_gradients(scorer: TwoTower, mask: MaskMode, pull: Pull, parameters
     norm = torch.linalg.vector_norm(u, dim=-1, keepdim=True).clamp(min=1e-12)
     v = u / norm
     logp = mask_logits(scorer.kappa * (candidates @ v[..., None]).squeeze(-1), allowed, mask).log_softmax(-1)
-    weight = pull(logp.gather(2, action[..., None]).squeeze(2), reference, advantage).mT                   # [S, n, K]
-    dz = (F.one_hot(action, logp.shape[-1]) - logp.exp())
+    weight = pull(logp.gather(2, action[..., None]).squeeze(2), reference, advantage).mT  # [S, n, K]
+    dz = F.one_hot(action, logp.shape[-1]) - logp.exp()
     dz = dz.masked_fill(~allowed, 0.0) if mask == "zero" else dz
-    dv = weight[..., None] * (scorer.kappa * (dz[:, :, None] @ candidates))                                # [S, n, K, d]: one direction, K strengths
+    dv = weight[..., None] * (scorer.kappa * (dz[:, :, None] @ candidates))  # [S, n, K, d]: one direction, K strengths
     du = ((dv - v[:, :, None] * (v[:, :, None] * dv).sum(-1, keepdim=True)) / norm[:, :, None]).transpose(1, 2)
     dh = (du @ w2[:, None]) * (hidden > 0)[:, None]
     return torch.cat([(dh.mT @ x[:, None]).flatten(2), dh.sum(2), (du.mT @ hidden[:, None]).flatten(2), du.sum(2)], 2)
@@ -153,7 +206,9 @@ class Stack:
     def named(self) -> dict[str, Tensor]:
         "Views of the buffer."
         parts = self.flat.split([shape.numel() for shape in self.shapes.values()], 1)
-        return {name: part.unflatten(1, shape) if shape else part for (name, shape), part in zip(self.shapes.items(), parts)}
+        return {
+            name: part.unflatten(1, shape) if shape else part for (name, shape), part in zip(self.shapes.items(), parts)
+        }
 
     def write_back(self, modules: Sequence[torch.nn.Module]) -> None:
         "Copy every run's parameters into its module."
@@ -165,7 +220,9 @@ def make_optimiser(flat: Tensor, config: MODRLConfig) -> torch.optim.Optimizer:
     "The optimiser of the policies."
     if config.optimiser == "sgd":
         return torch.optim.SGD([flat], lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.AdamW([flat], lr=config.lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=config.weight_decay, fused=True)
+    return torch.optim.AdamW(
+        [flat], lr=config.lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=config.weight_decay, fused=True
+    )
 
 # %% ../../nbs/methods/13_modrl.ipynb #2fb072e6
 def standardised(raw: Tensor, start: Tensor, others: Tensor) -> Tensor:
@@ -190,52 +247,97 @@ def networks(env: Env, config: MODRLConfig, seed: int) -> tuple[Policy, Critic]:
     "Policy and critic as a run begins with them, from its seed as in the other methods."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        policy = make_policy(config.policy, env.x.shape[1], env.pool.shape[1], hidden=config.hidden, kappa=config.kappa, warm_start=config.warm_start, mask=config.mask)
-        return policy.to(env.x.device), Critic(env.x.shape[1], len(config.weights) if config.objective == "all" else 1, config.hidden).to(env.x.device)
+        policy = make_policy(
+            config.policy,
+            env.x.shape[1],
+            env.pool.shape[1],
+            hidden=config.hidden,
+            kappa=config.kappa,
+            warm_start=config.warm_start,
+            mask=config.mask,
+        )
+        return policy.to(env.x.device), Critic(
+            env.x.shape[1], len(config.weights) if config.objective == "all" else 1, config.hidden
+        ).to(env.x.device)
 
 
 class MODRL:
     "S runs of Algorithm 1 between two of its iterations."
 
-    def __init__(self, splits: Sequence[Seen], config: MODRLConfig, seeds: Sequence[int], models: Sequence[Mapping[str, Callable]] | None = None):
+    def __init__(
+        self,
+        splits: Sequence[Seen],
+        config: MODRLConfig,
+        seeds: Sequence[int],
+        models: Sequence[Mapping[str, Callable]] | None = None,
+    ):
         if config.rewards == "given":
             config = replace(config, weights=sized(config.weights, splits[0].train.reward.shape[-1]))
         self.splits, self.config = splits, config
         self.envs, device = [s.train for s in splits], splits[0].train.x.device
         self.g = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         if models is None:
-            models = [reward_models(env, seed) if config.rewards == "models" else {} for env, seed in zip(self.envs, seeds)]
+            models = [
+                reward_models(env, seed) if config.rewards == "models" else {} for env, seed in zip(self.envs, seeds)
+            ]
         self.raw, self.raw_dev = zip(*(raw_rewards(one, config, own) for one, own in zip(splits, models)))
         self.policies, critics = zip(*(networks(env, config, seed) for env, seed in zip(self.envs, seeds)))
         self.start = [all_log_probs(policy, env) for policy, env in zip(self.policies, self.envs)]
         self.actor, self.critic = Stack([p.scorer for p in self.policies]), Stack(critics)
-        self.optimiser, self.fitter = make_optimiser(self.actor.flat, config), torch.optim.Adam([self.critic.flat], lr=config.value_lr, fused=True)
+        self.optimiser, self.fitter = (
+            make_optimiser(self.actor.flat, config),
+            torch.optim.Adam([self.critic.flat], lr=config.value_lr, fused=True),
+        )
         self.forward = partial(log_probs, self.policies[0].scorer, config.mask)
         pull = partial(apa_pull, lam=config.apa_lambda) if config.loss == "apa" else partial(ppo_pull, clip=config.clip)
         written_out = config.policy == "two_tower"
-        self.gradients = partial(two_tower_gradients, self.policies[0].scorer, config.mask, pull) if written_out else vmap(partial(objective_gradients, self.forward, pull))
+        self.gradients = (
+            partial(two_tower_gradients, self.policies[0].scorer, config.mask, pull)
+            if written_out
+            else vmap(partial(objective_gradients, self.forward, pull))
+        )
         self.k = 1 if config.objective != "all" else self.raw[0].shape[-1]
         omega = torch.tensor(config.weights if self.k > 1 else (1.0,), device=device)
         if len(omega) != self.k:
-            raise ValueError(f"weights must hold one number per objective: {self.k} expected, got {list(config.weights)}.")
-        self.omega, self.aggregate = omega, aggregator(config.align if self.k > 1 else "none", omega, config.scale, len(seeds))
+            raise ValueError(
+                f"weights must hold one number per objective: {self.k} expected, got {list(config.weights)}."
+            )
+        self.omega, self.aggregate = (
+            omega,
+            aggregator(config.align if self.k > 1 else "none", omega, config.scale, len(seeds)),
+        )
 
     @torch.no_grad()
     def roll_out(self) -> Memory:
         "Draw prompts and answers, score them, estimate advantages."
         c, g = self.config, self.g
-        states = [torch.randperm(len(env), generator=one, device=one.device)[:c.memory] for env, one in zip(self.envs, g)]
+        states = [
+            torch.randperm(len(env), generator=one, device=one.device)[: c.memory] for env, one in zip(self.envs, g)
+        ]
         size = min(map(len, states))
         states = [s[:size] for s in states]
         look = lambda pick: torch.stack([pick(env, s) for env, s in zip(self.envs, states)])
-        inputs = (look(lambda e, s: e.x[s]), look(lambda e, s: e.anchor[s]), look(lambda e, s: F.embedding(e.cand[s], e.pool)), look(lambda e, s: e.allowed[s]))
+        inputs = (
+            look(lambda e, s: e.x[s]),
+            look(lambda e, s: e.anchor[s]),
+            look(lambda e, s: F.embedding(e.cand[s], e.pool)),
+            look(lambda e, s: e.allowed[s]),
+        )
         now = vmap(self.forward)(self.actor.named, *inputs)
         action = torch.stack([torch.multinomial(one.exp(), 1, generator=mine) for one, mine in zip(now, g)])
         logp = now.gather(2, action).squeeze(2)
         start = torch.stack([table[s].gather(1, a).squeeze(1) for table, s, a in zip(self.start, states, action)])
-        rewards = torch.stack([processed(raw[s, a.squeeze(1)], *two, c) for raw, s, a, *two in zip(self.raw, states, action, logp, start)])
+        rewards = torch.stack(
+            [processed(raw[s, a.squeeze(1)], *two, c) for raw, s, a, *two in zip(self.raw, states, action, logp, start)]
+        )
         value = self.value(inputs[0])
-        return Memory(inputs, action.squeeze(2), start if c.loss == "apa" and c.reference == "start" else logp, rewards - value, rewards)
+        return Memory(
+            inputs,
+            action.squeeze(2),
+            start if c.loss == "apa" and c.reference == "start" else logp,
+            rewards - value,
+            rewards,
+        )
 
     def value(self, x: Tensor) -> Tensor:
         "$V_k(s)$ `[S, n, K]` of states `[S, n, D]`: the critics of all runs."
@@ -247,14 +349,20 @@ class MODRL:
         c, seen = self.config, []
         for s in torch.arange(memory.action.shape[1], device=memory.action.device).split(c.minibatch):
             inputs = tuple(t[:, s] for t in memory.states)
-            gradients = self.gradients(self.actor.named, inputs, memory.action[:, s], memory.reference[:, s], memory.advantage[:, s])
+            gradients = self.gradients(
+                self.actor.named, inputs, memory.action[:, s], memory.reference[:, s], memory.advantage[:, s]
+            )
             step = self.aggregate(gradients)
-            self.actor.flat.grad = step / (torch.linalg.vector_norm(step, dim=1, keepdim=True) / c.clip_norm).clamp(min=1.0)
+            self.actor.flat.grad = step / (torch.linalg.vector_norm(step, dim=1, keepdim=True) / c.clip_norm).clamp(
+                min=1.0
+            )
             self.optimiser.step()
             self.fit(inputs[0], memory.target[:, s])
             if self.k > 1:
                 seen.append(geometry(gradients))
-        return {name: torch.stack([one[name] for one in seen]).nanmedian(0).values for name in (seen[0] if seen else ())}
+        return {
+            name: torch.stack([one[name] for one in seen]).nanmedian(0).values for name in (seen[0] if seen else ())
+        }
 
     def fit(self, x: Tensor, target: Tensor) -> None:
         "One step of the critics towards the rewards (3.6), weighted by ω."
@@ -269,7 +377,9 @@ class MODRL:
     def gain(self, r: int, log_probs: Tensor, kl: float) -> float:
         "Run r's regularised objective on dev, from log-probabilities `[S, N]` there and the KL to the start."
         c, raw = self.config, self.raw_dev[r]
-        value = standardised(self.raw[r], self.start[r], raw) @ raw.new_tensor(c.weights if raw.shape[-1] > 1 else (1.0,))
+        value = standardised(self.raw[r], self.start[r], raw) @ raw.new_tensor(
+            c.weights if raw.shape[-1] > 1 else (1.0,)
+        )
         return (log_probs.exp() * value).sum(1).mean().item() - (c.apa_lambda + c.kl_coef) * kl
 
 # %% ../../nbs/methods/13_modrl.ipynb #f7a651bf
@@ -301,14 +411,23 @@ class OneOf(Learner):
 
     def watch(self, log_probs: Tensor, kl: float) -> dict[str, object]:
         "The regularised objective and the geometry of the gradients."
-        return {"gain": self.together.gain(self.r, log_probs, kl), **{name: values[self.r].item() for name, values in self.seen.items()}}
+        return {
+            "gain": self.together.gain(self.r, log_probs, kl),
+            **{name: values[self.r].item() for name, values in self.seen.items()},
+        }
 
 
 @stacks_for(MODRLConfig)
 class MODRLStack:
     "Algorithm 1 of seed 003 for several runs with one configuration, side by side; run r is what `train` gives on `splits[r]` with `seeds[r]`."
 
-    def __init__(self, splits: Sequence[Seen], configs: Sequence[MODRLConfig], seeds: Sequence[int], models: Sequence[Mapping[str, Callable]] | None = None):
+    def __init__(
+        self,
+        splits: Sequence[Seen],
+        configs: Sequence[MODRLConfig],
+        seeds: Sequence[int],
+        models: Sequence[Mapping[str, Callable]] | None = None,
+    ):
         if len(set(configs)) > 1:
             raise ValueError("runs of MODRL share a stack only with one configuration; train them apart.")
         self.together = MODRL(splits, configs[0], seeds, models)
@@ -342,8 +461,12 @@ class OneMODRL(OneOf):
 
     def state(self) -> dict[str, Tensor]:
         m = self.together
-        return (prefixed("actor", adam_state(m.optimiser)) | prefixed("critic", adam_state(m.fitter)) | prefixed("seen", self.seen)
-                | {"policy": m.actor.flat, "value": m.critic.flat, "generator": m.g[0].get_state()})
+        return (
+            prefixed("actor", adam_state(m.optimiser))
+            | prefixed("critic", adam_state(m.fitter))
+            | prefixed("seen", self.seen)
+            | {"policy": m.actor.flat, "value": m.critic.flat, "generator": m.g[0].get_state()}
+        )
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         m, self.seen = self.together, under("seen", state)
@@ -365,19 +488,33 @@ SELF = ("RMhelp", "RMsafe")
 def win_rate(ours: Tensor, theirs: Tensor, value: Tensor) -> Tensor:
     "Probability `[S]` that a reply of the first policy is worth more than one of the second, ties half; log-probabilities and values `[S, N]`."
     better = lambda v: ((v[:, :, None] - v[:, None, :]).sign() + 1) / 2
-    return torch.cat([torch.einsum("si,sij,sj->s", a.exp(), better(v), b.exp()) for a, b, v in zip(ours.split(512), theirs.split(512), value.split(512))])
+    return torch.cat(
+        [
+            torch.einsum("si,sij,sj->s", a.exp(), better(v), b.exp())
+            for a, b, v in zip(ours.split(512), theirs.split(512), value.split(512))
+        ]
+    )
 
 
 def judges(env: Graded, models: Mapping[str, Callable]) -> dict[str, Tensor]:
     "Values `[S, N]`, more is better: both reward models; cosine to the human's reply, attribution judge; the estimator that masks, the one that only grades."
     own = model_scores(env, models)
-    return {"RMhelp": own[..., 0], "RMsafe": own[..., 1], "cosine": env.similarity, "attribution": env.good, "harm": -env.p_harm, "grader": -env.p_grade}
+    return {
+        "RMhelp": own[..., 0],
+        "RMsafe": own[..., 1],
+        "cosine": env.similarity,
+        "attribution": env.good,
+        "harm": -env.p_harm,
+        "grader": -env.p_grade,
+    }
 
 
 def rivals(config: MODRLConfig) -> dict[str, MODRLConfig]:
     "The SO baselines and the twin without alignment, with everything else as in a configuration."
     own = replace(config, rivals=False)
-    return {f"so_{name}": replace(own, objective=name) for name in ("help", "safe", "weighted", "piecewise")} | {"unaligned": replace(own, align="none")}
+    return {f"so_{name}": replace(own, objective=name) for name in ("help", "safe", "weighted", "piecewise")} | {
+        "unaligned": replace(own, align="none")
+    }
 
 
 def compare(trained: Trained, splits: Splits, config: MODRLConfig, seed: int) -> dict:
@@ -396,6 +533,8 @@ def compare(trained: Trained, splits: Splits, config: MODRLConfig, seed: int) ->
     for name, policy in others.items():
         theirs = all_log_probs(policy, env)
         rates = {judge: win_rate(ours, theirs, value) for judge, value in values.items()}
-        wins[name] = {judge: [rate.mean().item(), dialogue_standard_error(rate, env.dialogue)] for judge, rate in rates.items()}
+        wins[name] = {
+            judge: [rate.mean().item(), dialogue_standard_error(rate, env.dialogue)] for judge, rate in rates.items()
+        }
     expected = torch.stack([(ours.exp() * values[name]).sum(1) for name in SELF], 1)
     return {"wins": wins, "scores": dict(zip(SELF, expected.mean(0).tolist())), "scatter": expected[:150].tolist()}

@@ -42,21 +42,27 @@ class PPOConfig:
     epochs: Count = 50  # Table 1: outer training epochs
     patience: Count = 5  # Table 1: epochs without validation gain
     weights: Weights = (0.5, 0.5)  # Table 1: initial α, β
-    rule: Literal["fixed", "literal", "literal_descent", "simplex_ascent", "minmax", "dynamic", "hypergradient", "lagrangian"] = "hypergradient"  # (ours) step (i), A14
+    rule: Literal[
+        "fixed", "literal", "literal_descent", "simplex_ascent", "minmax", "dynamic", "hypergradient", "lagrangian"
+    ] = "hypergradient"  # (ours) step (i), A14
     rule_eta: Positive | None = None  # (ours) the rule's step size η; None: the rule's default
     budget: PositiveShare = 0.1  # (ours) harm budget d of the lagrangian rule
     advantage: AdvantageMode = "literal"  # (ours) A26: literal, bandit (γ = 0) or exact (baseline E_π r)
     critic: Literal["scalar", "vector"] = "scalar"  # (ours) one value of the weighted reward, or one per objective
     padding: Padding = "masked"  # (ours) A32, A33
     mask: MaskMode = "on"  # (ours) §3.C; "zero" is the text's wording, A17
-    policy: PolicyKind = "two_tower"  # §4.B; "offset" is a control, "cross" and "set" see candidates one by one or all at once
+    policy: PolicyKind = (
+        "two_tower"  # §4.B; "offset" is a control, "cross" and "set" see candidates one by one or all at once
+    )
     hidden: Count = 256  # (ours) width of both heads, not given
     kappa: Positive = 40.0  # (ours) inverse temperature of the softmax, not given
     warm_start: bool = True  # §3.E; False is an ablation
     kl_coef: NonNegative = 0.0  # (ours) exact KL to the start, 0 as in the paper (A40)
     entropy_coef: NonNegative = 0.0  # (ours) 0 as in the paper
     dialogues_per_epoch: Count | None = None  # (ours) A39: dialogues of a rollout; None: all of training
-    gradient: Literal["closed_form", "autograd"] = "closed_form"  # (ours) how (g), (h) are computed; equal to 1e-6 (notebook 0e)
+    gradient: Literal["closed_form", "autograd"] = (
+        "closed_form"  # (ours) how (g), (h) are computed; equal to 1e-6 (notebook 0e)
+    )
 
     @property
     def written_out(self) -> bool:
@@ -87,7 +93,15 @@ def with_padding_state(env: Env) -> Env:
 
 # %% ../../nbs/methods/0d_ppo.ipynb #ccfa6fe6
 @torch.no_grad()
-def roll_out(policy: Policy, critic: Critic, env: Env, paths: Trajectories, weights: Tensor, config: PPOConfig, g: torch.Generator) -> Rollout:
+def roll_out(
+    policy: Policy,
+    critic: Critic,
+    env: Env,
+    paths: Trajectories,
+    weights: Tensor,
+    config: PPOConfig,
+    g: torch.Generator,
+) -> Rollout:
     "Steps (a) to (f) of Algorithm 1 for the given trajectories; `env` has the padding state last."
     states = torch.where(paths.index < 0, len(env) - 1, paths.index)[paths.mask]
     log_probs = all_log_probs(policy, env, states=states)
@@ -99,10 +113,22 @@ def roll_out(policy: Policy, critic: Critic, env: Env, paths: Trajectories, weig
     gamma = config.gamma if config.advantage == "literal" else 0.0
     advantage, returns = gae(lay_out(mixed), lay_out(critic(env.x[states])), paths.mask, gamma, config.lam)
     if config.advantage == "exact":
-        scores = exact_advantage(env.reward[states] @ weights[:, None], log_probs.exp()).squeeze(-1).gather(1, action).squeeze(1)
+        scores = (
+            exact_advantage(env.reward[states] @ weights[:, None], log_probs.exp())
+            .squeeze(-1)
+            .gather(1, action)
+            .squeeze(1)
+        )
     else:
         scores = advantage[paths.mask] @ combine
-    return Rollout(states, action.squeeze(1), log_probs.gather(1, action).squeeze(1), normalise(scores), returns[paths.mask], reward.mean(0))
+    return Rollout(
+        states,
+        action.squeeze(1),
+        log_probs.gather(1, action).squeeze(1),
+        normalise(scores),
+        returns[paths.mask],
+        reward.mean(0),
+    )
 
 # %% ../../nbs/methods/0d_ppo.ipynb #0243ac31
 def objective_gradients(policy: Policy, env: Env, states: Tensor) -> Tensor:
@@ -141,8 +167,16 @@ def weight_rule(config: PPOConfig) -> WeightRule:
     return RULES[config.rule](**options, **({"budget": config.budget} if config.rule == "lagrangian" else {}))
 
 # %% ../../nbs/methods/0d_ppo.ipynb #4783852b
-def update(policy: Policy, critic: Critic, optimiser: torch.optim.Optimizer, env: Env, roll: Rollout, start: Tensor | None,
-           config: PPOConfig, g: torch.Generator) -> float:
+def update(
+    policy: Policy,
+    critic: Critic,
+    optimiser: torch.optim.Optimizer,
+    env: Env,
+    roll: Rollout,
+    start: Tensor | None,
+    config: PPOConfig,
+    g: torch.Generator,
+) -> float:
     "K inner epochs of clipped updates on a rollout; returns the share of clipped ratios in the last one."
     clipped = []
     for k in range(config.inner_epochs):
@@ -165,7 +199,9 @@ def update(policy: Policy, critic: Critic, optimiser: torch.optim.Optimizer, env
     return torch.cat(clipped).float().mean().item()
 
 # %% ../../nbs/methods/0d_ppo.ipynb #258eb011
-def validation_gain(row: Mapping[str, float], config: PPOConfig, objectives: tuple[str, ...] = ("help", "safe")) -> float:
+def validation_gain(
+    row: Mapping[str, float], config: PPOConfig, objectives: tuple[str, ...] = ("help", "safe")
+) -> float:
     """What early stopping watches on dev, in the terms the method itself was given, whatever weights it learned since (A41).
 
     The objectives at the *initial* weights: the Average Reward at (½, ½), help alone at (1, 0). Under a budget: help,
@@ -185,13 +221,24 @@ class PPO(base.Learner):
         device = splits.train.x.device
         self.splits, self.config, self.env = splits, config, with_padding_state(splits.train)
         self.g = torch.Generator(device).manual_seed(seed)
-        self.paths = build_trajectories(splits.train.dialogue, splits.train.turn, config.t_max, config.padding).to(device)
+        self.paths = build_trajectories(splits.train.dialogue, splits.train.turn, config.t_max, config.padding).to(
+            device
+        )
         weights = sized(config.weights, self.env.reward.shape[-1])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.policy = make_policy(config.policy, self.env.x.shape[1], self.env.pool.shape[1], hidden=config.hidden, kappa=config.kappa,
-                                      warm_start=config.warm_start, mask=config.mask).to(device)
-            self.critic = Critic(self.env.x.shape[1], len(weights) if config.critic == "vector" else 1, config.hidden).to(device)
+            self.policy = make_policy(
+                config.policy,
+                self.env.x.shape[1],
+                self.env.pool.shape[1],
+                hidden=config.hidden,
+                kappa=config.kappa,
+                warm_start=config.warm_start,
+                mask=config.mask,
+            ).to(device)
+            self.critic = Critic(
+                self.env.x.shape[1], len(weights) if config.critic == "vector" else 1, config.hidden
+            ).to(device)
         self.optimiser = self.fitted_by()
         self.weights, self.rule = torch.tensor(weights, device=device), weight_rule(config)
         self.start = all_log_probs(self.policy, self.env) if config.kl_coef else None
@@ -201,7 +248,13 @@ class PPO(base.Learner):
         c = self.config
         if c.written_out:
             return closed_form.Adam([(self.policy, self.critic)], c.policy_lr, c.value_lr)
-        return torch.optim.Adam([{"params": self.policy.parameters(), "lr": c.policy_lr}, {"params": self.critic.parameters(), "lr": c.value_lr}], fused=True)
+        return torch.optim.Adam(
+            [
+                {"params": self.policy.parameters(), "lr": c.policy_lr},
+                {"params": self.critic.parameters(), "lr": c.value_lr},
+            ],
+            fused=True,
+        )
 
     @property
     def length(self) -> int:
@@ -210,14 +263,19 @@ class PPO(base.Learner):
 
     def step(self) -> dict[str, object]:
         "An epoch of Algorithm 1; 1. is `__init__`, 2. the loop around it."
-        roll = self.sample()                       # (a) sample (b) vectorise (c) pad, z-score (d) reward (e) return (f) advantage
-        clipped = self.improve(roll)               # (g) policy (h) value
-        self.reweigh()                             # (i) α, β
-        return {"clipped": clipped, "train_reward": roll.mean_reward.tolist()}    # (j) π_old ← π_θ: the next sample is the new policy's
+        roll = self.sample()  # (a) sample (b) vectorise (c) pad, z-score (d) reward (e) return (f) advantage
+        clipped = self.improve(roll)  # (g) policy (h) value
+        self.reweigh()  # (i) α, β
+        return {
+            "clipped": clipped,
+            "train_reward": roll.mean_reward.tolist(),
+        }  # (j) π_old ← π_θ: the next sample is the new policy's
 
     def sample(self) -> Rollout:
         "Steps (a) to (f)."
-        some = torch.randperm(len(self.paths), generator=self.g, device=self.g.device)[:self.config.dialogues_per_epoch]
+        some = torch.randperm(len(self.paths), generator=self.g, device=self.g.device)[
+            : self.config.dialogues_per_epoch
+        ]
         return roll_out(self.policy, self.critic, self.env, self.paths.take(some), self.weights, self.config, self.g)
 
     def improve(self, roll: Rollout) -> float:
@@ -228,7 +286,9 @@ class PPO(base.Learner):
     def reweigh(self) -> None:
         "Step (i)."
         if self.config.rule != "fixed":
-            self.weights = self.rule(self.weights, weight_signal(self.policy, self.splits.train, self.splits.dev_weights))
+            self.weights = self.rule(
+                self.weights, weight_signal(self.policy, self.splits.train, self.splits.dev_weights)
+            )
 
     def gain(self, row: Mapping[str, float]) -> float:
         return validation_gain(row, self.config, self.env.objectives)
@@ -236,13 +296,19 @@ class PPO(base.Learner):
     def state(self) -> dict[str, Tensor]:
         own = self.optimiser
         adam = own.state_dict() if isinstance(own, closed_form.Adam) else adam_state(own)
-        return (prefixed("policy", self.policy.state_dict()) | prefixed("critic", self.critic.state_dict()) | prefixed("adam", adam)
-                | {"generator": self.g.get_state(), "weights": self.weights})
+        return (
+            prefixed("policy", self.policy.state_dict())
+            | prefixed("critic", self.critic.state_dict())
+            | prefixed("adam", adam)
+            | {"generator": self.g.get_state(), "weights": self.weights}
+        )
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         self.policy.load_state_dict(under("policy", state))
         self.critic.load_state_dict(under("critic", state))
         adam = under("adam", state)
-        self.optimiser.load_state_dict(adam) if isinstance(self.optimiser, closed_form.Adam) else load_adam(self.optimiser, adam)
+        self.optimiser.load_state_dict(adam) if isinstance(self.optimiser, closed_form.Adam) else load_adam(
+            self.optimiser, adam
+        )
         self.g.set_state(state["generator"].cpu())
         self.weights = state["weights"]

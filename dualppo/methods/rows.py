@@ -53,9 +53,29 @@ DUAL = PPOConfig()
 OFFSET_LR = 1e-3  # the control with 384 parameters needs larger steps; chosen on dev like the others
 
 
-def _with_modes(name: str, title: str, about: str, config: PPOConfig, tables: tuple[str, ...], paper: str | None, modes: tuple[str, ...] = ("literal", "bandit"), env: EnvConfig = EnvConfig()) -> list[Method]:
+def _with_modes(
+    name: str,
+    title: str,
+    about: str,
+    config: PPOConfig,
+    tables: tuple[str, ...],
+    paper: str | None,
+    modes: tuple[str, ...] = ("literal", "bandit"),
+    env: EnvConfig = EnvConfig(),
+) -> list[Method]:
     "One method per advantage mode; the literal one carries the plain name."
-    return [Method(name if mode == "literal" else f"{name}_{mode}", f"{title} ({mode})", about, replace(config, advantage=mode), env, tables, paper) for mode in modes]
+    return [
+        Method(
+            name if mode == "literal" else f"{name}_{mode}",
+            f"{title} ({mode})",
+            about,
+            replace(config, advantage=mode),
+            env,
+            tables,
+            paper,
+        )
+        for mode in modes
+    ]
 
 
 def _control(name: str, title: str, about: str) -> Method:
@@ -63,32 +83,87 @@ def _control(name: str, title: str, about: str) -> Method:
 
 # %% ../../nbs/methods/40_methods.ipynb #90ffb5d4
 MODRL = MODRLConfig()
-STRONG = replace(MODRL, apa_lambda=0.1, lr=3e-5)  # λ of APA's own code (M2); this rate and the two below were chosen on dev
+STRONG = replace(
+    MODRL, apa_lambda=0.1, lr=3e-5
+)  # λ of APA's own code (M2); this rate and the two below were chosen on dev
 ALIGNED = AlignedPPOConfig()
 
 
 def _molma() -> list[Method]:
     "Rows of the table `molma`."
-    single = {"so_help": ("SOhelp", "RMhelp alone"), "so_safe": ("SOsafe", "RMsafe alone"), "so_weighted": ("SOweighted", "the mean of the processed rewards (4.1)"),
-              "so_piecewise": ("SOpiecewise", "RMsafe where it is low, RMhelp elsewhere (4.2)")}
-    more = {"molma_unaligned": ("MOLMA, alignment off", "the ablation: by M17 it is SOweighted", replace(MODRL, align="none")),
-            "molma_strong": ("MOLMA, λ = 0.1", "APA's own λ and a learning rate to match (M2)", replace(STRONG, rivals=True)),
-            "molma_strong_unaligned": ("MOLMA, λ = 0.1, alignment off", "the same, ablated", replace(STRONG, align="none")),
-            "molma_given": ("MOLMA, λ = 0.1, the bench's own rewards", "no reward model between goal and training", replace(STRONG, rewards="given", lr=1e-5)),
-            "molma_given_unaligned": ("MOLMA, λ = 0.1, the bench's own rewards, alignment off", "the same, ablated", replace(STRONG, rewards="given", lr=1e-5, align="none")),
-            "modrl_ppo": ("PPO inside MODRL", "the crossing that the paper gave up (reward hacking)", replace(STRONG, loss="ppo", lr=1e-5)),
-            "dual_ppo_aligned": ("Dual-objective PPO, gradients aligned", "alignment inside the main paper's algorithm, γ = 0", ALIGNED),
-            "dual_ppo_unaligned": ("Dual-objective PPO, a gradient per objective, not aligned", "the same, ablated", replace(ALIGNED, align="none"))}
-    return [*(Method(name, title, about, rivals(MODRL)[name], tables=("molma",), paper=title) for name, (title, about) in single.items()),
-            Method("molma", "MOLMA (as printed)", "a loss per reward model, gradients aligned", replace(MODRL, rivals=True), tables=("molma",), paper="MOLMA"),
-            *(Method(name, title, about, config, tables=("molma",)) for name, (title, about, config) in more.items())]
+    single = {
+        "so_help": ("SOhelp", "RMhelp alone"),
+        "so_safe": ("SOsafe", "RMsafe alone"),
+        "so_weighted": ("SOweighted", "the mean of the processed rewards (4.1)"),
+        "so_piecewise": ("SOpiecewise", "RMsafe where it is low, RMhelp elsewhere (4.2)"),
+    }
+    more = {
+        "molma_unaligned": (
+            "MOLMA, alignment off",
+            "the ablation: by M17 it is SOweighted",
+            replace(MODRL, align="none"),
+        ),
+        "molma_strong": (
+            "MOLMA, λ = 0.1",
+            "APA's own λ and a learning rate to match (M2)",
+            replace(STRONG, rivals=True),
+        ),
+        "molma_strong_unaligned": ("MOLMA, λ = 0.1, alignment off", "the same, ablated", replace(STRONG, align="none")),
+        "molma_given": (
+            "MOLMA, λ = 0.1, the bench's own rewards",
+            "no reward model between goal and training",
+            replace(STRONG, rewards="given", lr=1e-5),
+        ),
+        "molma_given_unaligned": (
+            "MOLMA, λ = 0.1, the bench's own rewards, alignment off",
+            "the same, ablated",
+            replace(STRONG, rewards="given", lr=1e-5, align="none"),
+        ),
+        "modrl_ppo": (
+            "PPO inside MODRL",
+            "the crossing that the paper gave up (reward hacking)",
+            replace(STRONG, loss="ppo", lr=1e-5),
+        ),
+        "dual_ppo_aligned": (
+            "Dual-objective PPO, gradients aligned",
+            "alignment inside the main paper's algorithm, γ = 0",
+            ALIGNED,
+        ),
+        "dual_ppo_unaligned": (
+            "Dual-objective PPO, a gradient per objective, not aligned",
+            "the same, ablated",
+            replace(ALIGNED, align="none"),
+        ),
+    }
+    return [
+        *(
+            Method(name, title, about, rivals(MODRL)[name], tables=("molma",), paper=title)
+            for name, (title, about) in single.items()
+        ),
+        Method(
+            "molma",
+            "MOLMA (as printed)",
+            "a loss per reward model, gradients aligned",
+            replace(MODRL, rivals=True),
+            tables=("molma",),
+            paper="MOLMA",
+        ),
+        *(Method(name, title, about, config, tables=("molma",)) for name, (title, about, config) in more.items()),
+    ]
 
 # %% ../../nbs/methods/40_methods.ipynb #02aec14b
 def method_modules() -> list[ModuleType]:
     "Modules with a row file beside them: in this folder, and those that installed packages name as entry points `dualppo.methods`."
     from dualppo import methods
-    own = [importlib.import_module(f"dualppo.methods.{one.name}") for one in pkgutil.iter_modules(methods.__path__) if one.name != "rows"]
-    return own + [point.load() for point in sorted(metadata.entry_points(group="dualppo.methods"), key=lambda point: point.name)]
+
+    own = [
+        importlib.import_module(f"dualppo.methods.{one.name}")
+        for one in pkgutil.iter_modules(methods.__path__)
+        if one.name != "rows"
+    ]
+    return own + [
+        point.load() for point in sorted(metadata.entry_points(group="dualppo.methods"), key=lambda point: point.name)
+    ]
 
 
 def rows_of(module: ModuleType) -> list[Method]:
@@ -100,10 +175,21 @@ def rows_of(module: ModuleType) -> list[Method]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError, LookupError) as error:
-        raise DataError(f"{path}: is no row file ({error}); each [[row]] needs name, title, about and config.") from None
+        raise DataError(
+            f"{path}: is no row file ({error}); each [[row]] needs name, title, about and config."
+        ) from None
 
 
-def _row(name: str, title: str, about: str, config: str, change: Mapping = {}, env: Mapping = {}, tables: Sequence[str] = (), paper: str | None = None) -> Method:  # noqa: B006
+def _row(
+    name: str,
+    title: str,
+    about: str,
+    config: str,
+    change: Mapping = {},
+    env: Mapping = {},
+    tables: Sequence[str] = (),
+    paper: str | None = None,
+) -> Method:  # noqa: B006
     "A row from a row file; `config` is the registered name of a configuration, `change` its fields."
     listed = lambda values: {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     return Method(name, title, about, CONFIGS[config](**listed(change)), EnvConfig(**listed(env)), tuple(tables), paper)
@@ -114,30 +200,157 @@ def all_methods() -> dict[str, Method]:
     "Every method by name, in the order of the tables."
     rows = [
         _control("random", "Random", "every candidate is as likely"),
-        _control("similarity", "Similarity (untrained start)", "the frozen encoder's ranking, what every trained method starts from"),
+        _control(
+            "similarity",
+            "Similarity (untrained start)",
+            "the frozen encoder's ranking, what every trained method starts from",
+        ),
         _control("similarity_mask", "Similarity + mask", "the same on the safe set; no parameter is trained"),
         _control("safest", "Always safest", "the least harmful candidate by the classifier"),
         _control("gold", "Human reply", "the human's reply, a refusal where it is withheld"),
         _control("oracle", "Oracle (½, ½)", "the best possible for Average Reward; reads the rewards"),
-        Method("offset", "One offset vector", "384 numbers, the same for every state, trained by the same algorithm",
-               replace(DUAL, policy="offset", policy_lr=OFFSET_LR, advantage="bandit", rule="fixed"), tables=("table2",)),
-        Method("exact_gradient", "Exact gradient, nothing sampled", "the expected reward's own gradient at (½, ½), on the safe set", ExactConfig(), tables=("table2",)),
+        Method(
+            "offset",
+            "One offset vector",
+            "384 numbers, the same for every state, trained by the same algorithm",
+            replace(DUAL, policy="offset", policy_lr=OFFSET_LR, advantage="bandit", rule="fixed"),
+            tables=("table2",),
+        ),
+        Method(
+            "exact_gradient",
+            "Exact gradient, nothing sampled",
+            "the expected reward's own gradient at (½, ½), on the safe set",
+            ExactConfig(),
+            tables=("table2",),
+        ),
         Method("sft", "SFT", "cross-entropy to the human's reply", SFTConfig(), tables=("table2",), paper="SFT"),
-        Method("dpo", "DPO", "pairs by Average Reward, reference policy SFT", DPOConfig(), tables=("table2",), paper="DPO"),
-        *_with_modes("ppo_lag", "PPO-Lagrangian (Safe RLHF-V's algorithm)", "a multiplier holds harm at a budget", PPO_LAGRANGIAN, ("table2",), "Safe RLHF-V"),
-        *_with_modes("so_ppo", "Single-objective PPO", "helpfulness only, no mask", SINGLE_OBJECTIVE, ("table2",), "Single-Obj. PPO"),
-        *_with_modes("dual_ppo", "Dual-objective PPO (proposed)", "learned weights, mask, padding", DUAL, ("table2", "table3"), "Proposed", ("literal", "bandit", "exact")),
-        *_with_modes("wo_vectorization", "w/o semantic vectorization: bag of words", "hashed bags of words instead of sentence embeddings (A34)", DUAL, ("table3",), "w/o Semantic Vectorization", env=EnvConfig(representation="bag_of_words")),
-        *_with_modes("wo_vectorization_id", "w/o semantic vectorization: one-hot", "a random vector per text: nothing can be recognised (A34)", DUAL, ("table3",), "w/o Semantic Vectorization", ("bandit",), EnvConfig(representation="one_hot")),
-        *_with_modes("wo_dual", "w/o dual-objective reward", "weights (1, 0), mask and padding kept (A5)", replace(DUAL, weights=(1.0, 0.0), rule="fixed"), ("table3",), "w/o Dual-Objective Reward"),
-        *_with_modes("wo_padding_ragged", "w/o padding: ragged", "no padded steps; must equal the full method (A33)", replace(DUAL, padding="none"), ("table3",), "w/o Trajectory Padding", ("literal",)),
-        *_with_modes("wo_padding_unmasked", "w/o padding mask: padded steps count", "zero states enter the losses (A32, A33)", replace(DUAL, padding="unmasked"), ("table3",), "w/o Trajectory Padding", ("literal",)),
-        *_with_modes("wo_padding_drop", "w/o padding: other lengths dropped", "only dialogues of exactly ten turns (A33)", replace(DUAL, padding="drop"), ("table3",), "w/o Trajectory Padding", ("literal",)),
-        *_with_modes("wo_mask", "w/o safety mask", "owed: the paper has no such row (A7)", replace(DUAL, mask="off"), ("table3",), None, ("bandit",)),
-        *_with_modes("zero_mask", "mask by zero logits", "the paper's wording of the mask (A17)", replace(DUAL, mask="zero"), ("table3",), None, ("bandit",)),
-        *_with_modes("fixed_weights", "fixed weights ½, ½", "owed: the title's contribution taken away (A7)", replace(DUAL, rule="fixed"), ("table3",), None, ("bandit",)),
-        *_with_modes("literal_weights", "step (i) to the letter", "weights grow with the mean rewards (A14)", replace(DUAL, rule="literal"), ("table3",), None, ("bandit",)),
-        *_with_modes("cold_start", "cold start", "random initial head instead of the encoder's ranking", replace(DUAL, warm_start=False), ("table3",), None, ("bandit",)),
+        Method(
+            "dpo", "DPO", "pairs by Average Reward, reference policy SFT", DPOConfig(), tables=("table2",), paper="DPO"
+        ),
+        *_with_modes(
+            "ppo_lag",
+            "PPO-Lagrangian (Safe RLHF-V's algorithm)",
+            "a multiplier holds harm at a budget",
+            PPO_LAGRANGIAN,
+            ("table2",),
+            "Safe RLHF-V",
+        ),
+        *_with_modes(
+            "so_ppo",
+            "Single-objective PPO",
+            "helpfulness only, no mask",
+            SINGLE_OBJECTIVE,
+            ("table2",),
+            "Single-Obj. PPO",
+        ),
+        *_with_modes(
+            "dual_ppo",
+            "Dual-objective PPO (proposed)",
+            "learned weights, mask, padding",
+            DUAL,
+            ("table2", "table3"),
+            "Proposed",
+            ("literal", "bandit", "exact"),
+        ),
+        *_with_modes(
+            "wo_vectorization",
+            "w/o semantic vectorization: bag of words",
+            "hashed bags of words instead of sentence embeddings (A34)",
+            DUAL,
+            ("table3",),
+            "w/o Semantic Vectorization",
+            env=EnvConfig(representation="bag_of_words"),
+        ),
+        *_with_modes(
+            "wo_vectorization_id",
+            "w/o semantic vectorization: one-hot",
+            "a random vector per text: nothing can be recognised (A34)",
+            DUAL,
+            ("table3",),
+            "w/o Semantic Vectorization",
+            ("bandit",),
+            EnvConfig(representation="one_hot"),
+        ),
+        *_with_modes(
+            "wo_dual",
+            "w/o dual-objective reward",
+            "weights (1, 0), mask and padding kept (A5)",
+            replace(DUAL, weights=(1.0, 0.0), rule="fixed"),
+            ("table3",),
+            "w/o Dual-Objective Reward",
+        ),
+        *_with_modes(
+            "wo_padding_ragged",
+            "w/o padding: ragged",
+            "no padded steps; must equal the full method (A33)",
+            replace(DUAL, padding="none"),
+            ("table3",),
+            "w/o Trajectory Padding",
+            ("literal",),
+        ),
+        *_with_modes(
+            "wo_padding_unmasked",
+            "w/o padding mask: padded steps count",
+            "zero states enter the losses (A32, A33)",
+            replace(DUAL, padding="unmasked"),
+            ("table3",),
+            "w/o Trajectory Padding",
+            ("literal",),
+        ),
+        *_with_modes(
+            "wo_padding_drop",
+            "w/o padding: other lengths dropped",
+            "only dialogues of exactly ten turns (A33)",
+            replace(DUAL, padding="drop"),
+            ("table3",),
+            "w/o Trajectory Padding",
+            ("literal",),
+        ),
+        *_with_modes(
+            "wo_mask",
+            "w/o safety mask",
+            "owed: the paper has no such row (A7)",
+            replace(DUAL, mask="off"),
+            ("table3",),
+            None,
+            ("bandit",),
+        ),
+        *_with_modes(
+            "zero_mask",
+            "mask by zero logits",
+            "the paper's wording of the mask (A17)",
+            replace(DUAL, mask="zero"),
+            ("table3",),
+            None,
+            ("bandit",),
+        ),
+        *_with_modes(
+            "fixed_weights",
+            "fixed weights ½, ½",
+            "owed: the title's contribution taken away (A7)",
+            replace(DUAL, rule="fixed"),
+            ("table3",),
+            None,
+            ("bandit",),
+        ),
+        *_with_modes(
+            "literal_weights",
+            "step (i) to the letter",
+            "weights grow with the mean rewards (A14)",
+            replace(DUAL, rule="literal"),
+            ("table3",),
+            None,
+            ("bandit",),
+        ),
+        *_with_modes(
+            "cold_start",
+            "cold start",
+            "random initial head instead of the encoder's ranking",
+            replace(DUAL, warm_start=False),
+            ("table3",),
+            None,
+            ("bandit",),
+        ),
         *_molma(),
     ]
     rows += [row for module in method_modules() for row in rows_of(module)]
@@ -183,7 +396,9 @@ def configure(row: Method, overrides: Mapping[str, object]) -> Method:
         raise DataError(f"method {row.name!r}: {error}") from None
 
 
-def train(row: Method, splits: Splits, seed: int, report: base.Report | None = None, checkpoint: Path | None = None) -> Trained:
+def train(
+    row: Method, splits: Splits, seed: int, report: base.Report | None = None, checkpoint: Path | None = None
+) -> Trained:
     "Train a row on environments built for its `env`; see `base.train`."
     return base.train(splits, row.config, seed, report, checkpoint)
 
@@ -193,6 +408,8 @@ def stacks(row: Method) -> bool:
     return base.stack_of(row.config) is not None
 
 
-def train_together(row: Method, splits: Sequence[Splits], seeds: Sequence[int], report: Callable[[int, dict], None] | None = None) -> list[Trained]:
+def train_together(
+    row: Method, splits: Sequence[Splits], seeds: Sequence[int], report: Callable[[int, dict], None] | None = None
+) -> list[Trained]:
     "Train seeds of a row side by side, seed r on `splits[r]`; see `base.train_together`."
     return base.train_together(splits, [row.config] * len(seeds), seeds, report)

@@ -49,8 +49,15 @@ class Sampled(Learner):
         self.g = torch.Generator(self.env.x.device).manual_seed(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.policy = make_policy(config.policy, self.env.x.shape[1], self.env.pool.shape[1], hidden=config.hidden, kappa=config.kappa,
-                                      warm_start=config.warm_start, mask=config.mask).to(self.env.x.device)
+            self.policy = make_policy(
+                config.policy,
+                self.env.x.shape[1],
+                self.env.pool.shape[1],
+                hidden=config.hidden,
+                kappa=config.kappa,
+                warm_start=config.warm_start,
+                mask=config.mask,
+            ).to(self.env.x.device)
         self.optimiser = torch.optim.Adam(self.policy.parameters(), lr=config.lr, fused=True)
         self.start = all_log_probs(self.policy, self.env) if config.kl_coef else None
 
@@ -61,13 +68,19 @@ class Sampled(Learner):
     def loss(self, s: Tensor, drawn: Tensor, old: Tensor, advantage: Tensor) -> Tensor:
         "A scalar, of states Long `[B]`, replies Long `[B, G]`, their old log-probabilities and advantages `[B, G]`."
         log_probs = self.policy(self.env, s)
-        loss = clipped_surrogate(log_probs.gather(1, drawn).flatten(), old.flatten(), advantage.flatten(), self.config.clip)
-        return loss + self.config.kl_coef * kl_divergence(log_probs, self.start[s]).mean() if self.start is not None else loss
+        loss = clipped_surrogate(
+            log_probs.gather(1, drawn).flatten(), old.flatten(), advantage.flatten(), self.config.clip
+        )
+        return (
+            loss + self.config.kl_coef * kl_divergence(log_probs, self.start[s]).mean()
+            if self.start is not None
+            else loss
+        )
 
     def states(self) -> Tensor:
         "The states of this epoch's dialogues, Long `[n]`."
         ids = torch.unique(self.env.dialogue)
-        some = ids[torch.randperm(len(ids), generator=self.g, device=ids.device)[:self.config.dialogues_per_epoch]]
+        some = ids[torch.randperm(len(ids), generator=self.g, device=ids.device)[: self.config.dialogues_per_epoch]]
         return torch.isin(self.env.dialogue, some).nonzero().squeeze(1)
 
     def step(self) -> dict[str, object]:
@@ -89,7 +102,11 @@ class Sampled(Learner):
         return {"loss": mean, "train_reward": reward.mean((0, 1)).tolist()}
 
     def state(self) -> dict[str, Tensor]:
-        return prefixed("policy", self.policy.state_dict()) | prefixed("adam", adam_state(self.optimiser)) | {"generator": self.g.get_state()}
+        return (
+            prefixed("policy", self.policy.state_dict())
+            | prefixed("adam", adam_state(self.optimiser))
+            | {"generator": self.g.get_state()}
+        )
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         self.policy.load_state_dict(under("policy", state))

@@ -17,7 +17,22 @@ from ..bench.env import Env, Seen
 from .base import stacks_for
 from .ppo import PPO, PPOConfig, Rollout
 
-SHARED = ("policy_lr", "value_lr", "clip", "minibatch", "inner_epochs", "critic", "mask", "policy", "hidden", "kappa", "warm_start", "kl_coef", "entropy_coef", "gradient")
+SHARED = (
+    "policy_lr",
+    "value_lr",
+    "clip",
+    "minibatch",
+    "inner_epochs",
+    "critic",
+    "mask",
+    "policy",
+    "hidden",
+    "kappa",
+    "warm_start",
+    "kl_coef",
+    "entropy_coef",
+    "gradient",
+)
 
 # %% ../../nbs/methods/0f_stacked.ipynb #470fceda
 def join(envs: Sequence[Env]) -> tuple[Env, list[int]]:
@@ -29,8 +44,14 @@ def join(envs: Sequence[Env]) -> tuple[Env, list[int]]:
     begins = torch.tensor([0] + [len(pool) for pool in pools]).cumsum(0).tolist()
     begin = [next(at for at, pool in zip(begins, pools) if env.pool is pool) for env in envs]
     cat = lambda name: torch.cat([getattr(env, name) for env in envs])
-    joined = replace(envs[0], x=cat("x"), anchor=cat("anchor"), allowed=cat("allowed"), pool=pools[0] if len(pools) == 1 else torch.cat(pools),
-                     cand=torch.cat([env.cand + at for env, at in zip(envs, begin)]))
+    joined = replace(
+        envs[0],
+        x=cat("x"),
+        anchor=cat("anchor"),
+        allowed=cat("allowed"),
+        pool=pools[0] if len(pools) == 1 else torch.cat(pools),
+        cand=torch.cat([env.cand + at for env, at in zip(envs, begin)]),
+    )
     return joined, torch.tensor([0] + [len(env) for env in envs]).cumsum(0)[:-1].tolist()
 
 # %% ../../nbs/methods/0f_stacked.ipynb #4bf160e7
@@ -38,12 +59,20 @@ class Step:
     "One mini-batch of all runs, forward, backward and Adam; on a GPU recorded at its second call and replayed from then on."
 
     def __init__(self, optimiser: closed_form.Adam, learner: PPO, env: Env, start: Tensor | None):
-        self.optimiser, self.env, self.start, self.policy, self.config = optimiser, env, start, learner.policy, learner.config
+        self.optimiser, self.env, self.start, self.policy, self.config = (
+            optimiser,
+            env,
+            start,
+            learner.policy,
+            learner.config,
+        )
         self.calls, self.graph, self.inputs, self.ratio = 0, None, (), None
 
     def _run(self, s: Tensor, returns: Tensor, *batch: Tensor) -> Tensor:
         o = self.optimiser
-        ratio = closed_form.minibatch(o.weights, o.gradients, self.env, self.policy, s, returns, batch, self.start, self.config)
+        ratio = closed_form.minibatch(
+            o.weights, o.gradients, self.env, self.policy, s, returns, batch, self.start, self.config
+        )
         o.step()
         return ratio
 
@@ -63,21 +92,39 @@ class Step:
 
 # %% ../../nbs/methods/0f_stacked.ipynb #7eec9b5d
 @torch.no_grad()
-def update(learners: Sequence[PPO], optimiser: closed_form.Adam, env: Env, begins: Sequence[int], start: Tensor | None, rolls: Sequence[Rollout]) -> list[float]:
+def update(
+    learners: Sequence[PPO],
+    optimiser: closed_form.Adam,
+    env: Env,
+    begins: Sequence[int],
+    start: Tensor | None,
+    rolls: Sequence[Rollout],
+) -> list[float]:
     "Steps (g) and (h) of all runs; returns each run's share of clipped ratios in the last inner epoch, as `closed_form.update` does."
     c = learners[0].config
-    together, alone = Step(optimiser, learners[0], env, start), [Step(optimiser.run(r), learners[0], env, start) for r in range(len(learners))]
+    together, alone = (
+        Step(optimiser, learners[0], env, start),
+        [Step(optimiser.run(r), learners[0], env, start) for r in range(len(learners))],
+    )
     common = min(len(roll.states) for roll in rolls) // c.minibatch * c.minibatch
     parts = lambda roll, at: (roll.states + at, roll.returns, roll.actions, roll.logp_old, roll.advantage)
     for _ in range(c.inner_epochs):
         clipped: list[list[Tensor]] = [[] for _ in rolls]
-        orders = [torch.randperm(len(roll.states), generator=one.g, device=one.g.device) for one, roll in zip(learners, rolls)]
+        orders = [
+            torch.randperm(len(roll.states), generator=one.g, device=one.g.device) for one, roll in zip(learners, rolls)
+        ]
         shuffled = [[values[order] for values in parts(roll, at)] for order, roll, at in zip(orders, rolls, begins)]
-        for batch in zip(*(torch.stack([values[:common] for values in kind]).split(c.minibatch, 1) for kind in zip(*shuffled))) if common else ():
+        for batch in (
+            zip(*(torch.stack([values[:common] for values in kind]).split(c.minibatch, 1) for kind in zip(*shuffled)))
+            if common
+            else ()
+        ):
             for far, ratio in zip(clipped, together(*batch)):
                 far.append((ratio - 1).abs() > c.clip)
         for r, own in enumerate(shuffled):
-            for batch in zip(*(values[None, common:].split(c.minibatch, 1) for values in own)) if len(own[0]) > common else ():
+            for batch in (
+                zip(*(values[None, common:].split(c.minibatch, 1) for values in own)) if len(own[0]) > common else ()
+            ):
                 clipped[r].append((alone[r]._run(*batch)[0] - 1).abs() > c.clip)
     return [torch.cat(far).float().mean().item() for far in clipped]
 
@@ -91,7 +138,9 @@ class PPOStack:
             if f.name in SHARED and len({getattr(config, f.name) for config in configs}) > 1:
                 raise ValueError(f"runs with different {f.name} cannot share a stack; train them apart.")
         self.learners = [PPO(*one) for one in zip(splits, configs, seeds, strict=True)]
-        self.adam = closed_form.Adam([(one.policy, one.critic) for one in self.learners], configs[0].policy_lr, configs[0].value_lr)
+        self.adam = closed_form.Adam(
+            [(one.policy, one.critic) for one in self.learners], configs[0].policy_lr, configs[0].value_lr
+        )
 
     @staticmethod
     def accepts(config: PPOConfig) -> bool:

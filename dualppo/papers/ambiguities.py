@@ -46,7 +46,10 @@ class Contrast:
         return variants[self.base], variants[self.other]
 
     def __str__(self) -> str:
-        changed = ", ".join(f"{name} = {'+'.join(map(str, value)) if isinstance(value, list) else value}" for name, value in self.overrides.items())
+        changed = ", ".join(
+            f"{name} = {'+'.join(map(str, value)) if isinstance(value, list) else value}"
+            for name, value in self.overrides.items()
+        )
         return f"{self.other}{f' ({changed})' if changed else ''} − {self.base}{f' (study {self.study})' if self.study else ''}"
 
 # %% ../../nbs/papers/38_ambiguities.ipynb #67ebb744
@@ -76,8 +79,14 @@ class Ambiguity:
 def _contrast(where: str, item: object) -> Contrast:
     "A contrast whose arms exist. Raises DataError."
     fits = isinstance(item, dict) and {"base", "other"} <= set(item) <= {"base", "other", "overrides", "study"}
-    if not fits or not all(isinstance(v, dict if k == "overrides" else str) for k, v in item.items()) or {"overrides", "study"} <= set(item):
-        raise DataError(f"{where}: an effect names two arms, base and other, as texts, and if needed a table of overrides or a study; got {item!r}.")
+    if (
+        not fits
+        or not all(isinstance(v, dict if k == "overrides" else str) for k, v in item.items())
+        or {"overrides", "study"} <= set(item)
+    ):
+        raise DataError(
+            f"{where}: an effect names two arms, base and other, as texts, and if needed a table of overrides or a study; got {item!r}."
+        )
     contrast = Contrast(**item)
     try:
         for method, overrides in contrast.arms():
@@ -98,10 +107,15 @@ def _entry(where: str, item: object) -> Ambiguity:
             raise DataError(f"{where}: field {name!r} needs a text.")
     for name, form in (("id", f"[{''.join(PAPERS)}][1-9][0-9]{{0,3}}"), ("notebook", "[a-z]+/[0-9a-z_]+")):
         if not re.fullmatch(form, item[name]):
-            raise DataError(f"{where}: field {name!r} cannot be {item[name]!r}; an id is like A14 or M3, a notebook like losses/0c_weights.")
+            raise DataError(
+                f"{where}: field {name!r} cannot be {item[name]!r}; an id is like A14 or M3, a notebook like losses/0c_weights."
+            )
     if not isinstance(effects := item.get("effects", []), list):
         raise DataError(f"{where}: effects is a list of tables.")
-    return Ambiguity(**{name: item[name] for name in TEXTS}, effects=tuple(_contrast(f"{where}, effect {i}", one) for i, one in enumerate(effects, 1)))
+    return Ambiguity(
+        **{name: item[name] for name in TEXTS},
+        effects=tuple(_contrast(f"{where}, effect {i}", one) for i, one in enumerate(effects, 1)),
+    )
 
 # %% ../../nbs/papers/38_ambiguities.ipynb #40582d48
 def load_ambiguities(path: Path | None = None) -> tuple[Ambiguity, ...]:
@@ -131,7 +145,9 @@ def is_arm(record: Mapping, arm: Arm, setting: str) -> bool:
         return False
     row, spec = resolve(Run(name, setting, profile=record["profile"], overrides=overrides))
     expected = finite({"method": asdict(row.config), "env": asdict(row.env), "candidates": asdict(spec)})
-    recorded = {part: finite(record["config"][part]) for part in expected} if isinstance(record.get("config"), dict) else {}
+    recorded = (
+        {part: finite(record["config"][part]) for part in expected} if isinstance(record.get("config"), dict) else {}
+    )
     same = all(expected[part].get(k, v) == v for part, values in recorded.items() for k, v in values.items())
     return same and set(overrides) <= {k for values in recorded.values() for k in values}
 
@@ -165,11 +181,18 @@ def effect_of(ambiguity: Ambiguity, records: Sequence[Mapping], setting: str) ->
 def _effect(contrast: Contrast, records: Sequence[Mapping], setting: str) -> Effect:
     "The effect of one contrast, from the pair of records that shares most seeds."
     bases, others = ([r for r in records if is_arm(r, arm, setting)] for arm in contrast.arms())
-    pairs = [(base, other) for base in bases for other in others if all(base[k] == other[k] for k in ("profile", "data_sha256"))]
+    pairs = [
+        (base, other)
+        for base in bases
+        for other in others
+        if all(base[k] == other[k] for k in ("profile", "data_sha256"))
+    ]
     if not pairs:
         return Effect(contrast, setting, Cell.of([]), Cell.of([]))
     base, other = max(pairs, key=lambda pair: len(_differences(*pair, METRICS[0])))
-    return Effect(contrast, setting, *(Cell.of(_differences(base, other, metric)) for metric in METRICS), base["profile"])
+    return Effect(
+        contrast, setting, *(Cell.of(_differences(base, other, metric)) for metric in METRICS), base["profile"]
+    )
 
 # %% ../../nbs/papers/38_ambiguities.ipynb #6ae8fef2
 NOT_MEASURED, NOTHING = "not measured", "–"
@@ -189,15 +212,35 @@ def _signed(cell: Cell, scale: float, digits: int) -> str:
 
 def effect_text(effects: Sequence[Effect]) -> str:
     "Effects in words, one part each; 'not measured' after a contrast whose runs are missing, – where there is nothing to run."
-    told = [f"{e.contrast}: reward {_signed(e.average_reward, 1, 3)}, harm {_signed(e.harm, 100, 1)} points (n = {e.n})" if e.n else f"{e.contrast}: {NOT_MEASURED}" for e in effects]
+    told = [
+        f"{e.contrast}: reward {_signed(e.average_reward, 1, 3)}, harm {_signed(e.harm, 100, 1)} points (n = {e.n})"
+        if e.n
+        else f"{e.contrast}: {NOT_MEASURED}"
+        for e in effects
+    ]
     return "; ".join(told) or NOTHING
 
 # %% ../../nbs/papers/38_ambiguities.ipynb #115e055a
-def log_table(ambiguities: Sequence[Ambiguity] | None = None, records: Sequence[Mapping] = (), setting: str = "stress") -> pd.DataFrame:
+def log_table(
+    ambiguities: Sequence[Ambiguity] | None = None, records: Sequence[Mapping] = (), setting: str = "stress"
+) -> pd.DataFrame:
     "The log (None: the package's), one row each: id, ambiguity, topic, the paper, here, why, notebook, and the effect on a setting as text."
     rows = load_ambiguities() if ambiguities is None else ambiguities
-    return pd.DataFrame([{"id": one.id, "ambiguity": one.title, "topic": one.topic, "the paper": one.statement, "here": one.choice, "why": one.why,
-                          "notebook": one.notebook, f"effect ({setting})": effect_text(effect_of(one, records, setting))} for one in rows])
+    return pd.DataFrame(
+        [
+            {
+                "id": one.id,
+                "ambiguity": one.title,
+                "topic": one.topic,
+                "the paper": one.statement,
+                "here": one.choice,
+                "why": one.why,
+                "notebook": one.notebook,
+                f"effect ({setting})": effect_text(effect_of(one, records, setting)),
+            }
+            for one in rows
+        ]
+    )
 
 
 def log_markdown(table: pd.DataFrame) -> str:
@@ -206,16 +249,37 @@ def log_markdown(table: pd.DataFrame) -> str:
     head = f"| | the paper | here, and why | {markdown_safe(effect)} |\n|:--|:--|:--|:--|"
     parts = []
     for topic, group in table.groupby("topic", sort=False):
-        lines = [f"| **{markdown_safe(r['id'])}** {markdown_safe(r['ambiguity'])} | {markdown_safe(r['the paper'])} "
-                 f"| {markdown_safe(r['here'])} *{markdown_safe(r['why'])}* [{markdown_safe(r['notebook'])}](../{r['notebook']}.ipynb) "
-                 f"| {'<br>'.join(map(markdown_safe, r[effect].split('; ')))} |" for _, r in group.iterrows()]
+        lines = [
+            f"| **{markdown_safe(r['id'])}** {markdown_safe(r['ambiguity'])} | {markdown_safe(r['the paper'])} "
+            f"| {markdown_safe(r['here'])} *{markdown_safe(r['why'])}* [{markdown_safe(r['notebook'])}](../{r['notebook']}.ipynb) "
+            f"| {'<br>'.join(map(markdown_safe, r[effect].split('; ')))} |"
+            for _, r in group.iterrows()
+        ]
         parts.append("\n".join([f"### {markdown_safe(topic)}", "", head, *lines]))
     return "\n\n".join(parts) + "\n"
 
 # %% ../../nbs/papers/38_ambiguities.ipynb #afd982c9
-def effect_table(ambiguities: Iterable[Ambiguity], records: Sequence[Mapping], settings: Sequence[str] = ("clean", "stress")) -> pd.DataFrame:
+def effect_table(
+    ambiguities: Iterable[Ambiguity], records: Sequence[Mapping], settings: Sequence[str] = ("clean", "stress")
+) -> pd.DataFrame:
     "Every measured contrast on every setting as numbers: mean difference, half-width of the interval, n, profile."
-    found = [(one.id, e) for one in ambiguities for setting in settings for e in effect_of(one, records, setting) if e.n]
-    return pd.DataFrame([{"id": name, "contrast": str(e.contrast), "setting": e.setting, "reward": e.average_reward.mean, "reward_ci95": e.average_reward.half,
-                          "harm": e.harm.mean, "harm_ci95": e.harm.half, "n": e.n, "profile": e.profile} for name, e in found],
-                        columns=["id", "contrast", "setting", "reward", "reward_ci95", "harm", "harm_ci95", "n", "profile"])
+    found = [
+        (one.id, e) for one in ambiguities for setting in settings for e in effect_of(one, records, setting) if e.n
+    ]
+    return pd.DataFrame(
+        [
+            {
+                "id": name,
+                "contrast": str(e.contrast),
+                "setting": e.setting,
+                "reward": e.average_reward.mean,
+                "reward_ci95": e.average_reward.half,
+                "harm": e.harm.mean,
+                "harm_ci95": e.harm.half,
+                "n": e.n,
+                "profile": e.profile,
+            }
+            for name, e in found
+        ],
+        columns=["id", "contrast", "setting", "reward", "reward_ci95", "harm", "harm_ci95", "n", "profile"],
+    )

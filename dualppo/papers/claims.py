@@ -58,7 +58,7 @@ def relative(new: float, old: float) -> float:
 
 def sampling_error(share: float, n: int) -> float:
     "Standard error of a share in per cent, from n replies."
-    return (share * (100 - share) / n) ** .5
+    return (share * (100 - share) / n) ** 0.5
 
 
 def arithmetic() -> list[Check]:
@@ -67,37 +67,102 @@ def arithmetic() -> list[Check]:
     t3 = lambda row, column: printed_value(row, column, "table3")
     gap = lambda a, b, column, get: round(get(a, column) - get(b, column), 6)
     checks = [
-        Check("helpfulness improves by 36.08 % over SFT, read as percentage points", 36.08, gap("Proposed", "SFT", "help", t2), "pp", "the only reading that fits (A1)"),
-        Check("helpfulness improves by 36.08 %, 'relative' (§6)", 36.08, relative(t2("Proposed", "help"), t2("SFT", "help")), "%", "the relative gain is another number (A1)"),
-        Check("harmfulness falls by 48.55 % against SFT, relative", -48.55, relative(t2("Proposed", "harm"), t2("SFT", "harm")), "%", "fits no reading of Table 2 (A2)"),
-        Check("harmfulness falls by 48.55, read as percentage points", -48.55, gap("Proposed", "SFT", "harm", t2), "pp", "A2"),
+        Check(
+            "helpfulness improves by 36.08 % over SFT, read as percentage points",
+            36.08,
+            gap("Proposed", "SFT", "help", t2),
+            "pp",
+            "the only reading that fits (A1)",
+        ),
+        Check(
+            "helpfulness improves by 36.08 %, 'relative' (§6)",
+            36.08,
+            relative(t2("Proposed", "help"), t2("SFT", "help")),
+            "%",
+            "the relative gain is another number (A1)",
+        ),
+        Check(
+            "harmfulness falls by 48.55 % against SFT, relative",
+            -48.55,
+            relative(t2("Proposed", "harm"), t2("SFT", "harm")),
+            "%",
+            "fits no reading of Table 2 (A2)",
+        ),
+        Check(
+            "harmfulness falls by 48.55, read as percentage points",
+            -48.55,
+            gap("Proposed", "SFT", "harm", t2),
+            "pp",
+            "A2",
+        ),
         Check("helpfulness above Safe RLHF-V", 17.2, gap("Proposed", "Safe RLHF-V", "help", t2), "pp"),
         Check("harmfulness below Safe RLHF-V", -5.2, gap("Proposed", "Safe RLHF-V", "harm", t2), "pp"),
-        Check("helpfulness above the strongest baseline, which is Single-Obj. PPO", 17.2, gap("Proposed", "Single-Obj. PPO", "help", t2), "pp", "Safe RLHF-V is strongest on harm only (A4)"),
-        Check("harmfulness 'more than three times' as high without the dual reward", 3.0, t3("w/o Dual-Objective Reward", "harm") / t3("Proposed", "harm"), "at least ×"),
-        Check("Single-Obj. PPO 'significantly increased harmfulness' over SFT: the change", 0.0, gap("Single-Obj. PPO", "SFT", "harm", t2), "sign", "it fell (A3)"),
-        Check("± 3.9 on the proposal's helpfulness, read as the standard error over test replies", 3.9, sampling_error(t2("Proposed", "help"), PRINTED_COUNTS["test"]), "±",
-              "the paper does not say of what its ± is, and one of Table 2's is missing (A10)"),
+        Check(
+            "helpfulness above the strongest baseline, which is Single-Obj. PPO",
+            17.2,
+            gap("Proposed", "Single-Obj. PPO", "help", t2),
+            "pp",
+            "Safe RLHF-V is strongest on harm only (A4)",
+        ),
+        Check(
+            "harmfulness 'more than three times' as high without the dual reward",
+            3.0,
+            t3("w/o Dual-Objective Reward", "harm") / t3("Proposed", "harm"),
+            "at least ×",
+        ),
+        Check(
+            "Single-Obj. PPO 'significantly increased harmfulness' over SFT: the change",
+            0.0,
+            gap("Single-Obj. PPO", "SFT", "harm", t2),
+            "sign",
+            "it fell (A3)",
+        ),
+        Check(
+            "± 3.9 on the proposal's helpfulness, read as the standard error over test replies",
+            3.9,
+            sampling_error(t2("Proposed", "help"), PRINTED_COUNTS["test"]),
+            "±",
+            "the paper does not say of what its ± is, and one of Table 2's is missing (A10)",
+        ),
     ]
-    for row, (help_, harm) in {"w/o Semantic Vectorization": (-7.2, 3.3), "w/o Dual-Objective Reward": (-11.3, 8.9), "w/o Trajectory Padding": (-4.1, 1.7)}.items():
-        checks += [Check(f"Table 3, {row}: helpfulness", help_, gap(row, "Proposed", "help", t3), "pp"), Check(f"Table 3, {row}: harmfulness", harm, gap(row, "Proposed", "harm", t3), "pp")]
+    for row, (help_, harm) in {
+        "w/o Semantic Vectorization": (-7.2, 3.3),
+        "w/o Dual-Objective Reward": (-11.3, 8.9),
+        "w/o Trajectory Padding": (-4.1, 1.7),
+    }.items():
+        checks += [
+            Check(f"Table 3, {row}: helpfulness", help_, gap(row, "Proposed", "help", t3), "pp"),
+            Check(f"Table 3, {row}: harmfulness", harm, gap(row, "Proposed", "harm", t3), "pp"),
+        ]
     return checks
 
 
 def verdict(check: Check) -> str:
     "'reproduced' or 'contradicted by its own table'; a ± of nothing in particular is 'not reproducible as specified'."
     ok = {"at least ×": check.recomputed >= check.printed, "sign": check.recomputed > 0}.get(check.unit, check.holds)
-    return "reproduced" if ok else "not reproducible as specified" if check.unit == "±" else "contradicted by its own table"
+    return (
+        "reproduced"
+        if ok
+        else "not reproducible as specified"
+        if check.unit == "±"
+        else "contradicted by its own table"
+    )
 
 
 def texts(check: Check) -> tuple[str, str]:
     "The printed and the recomputed number, each with its unit."
     unit, size = {"at least ×": "×", "sign": "pp", "±": "pp"}.get(check.unit, check.unit), f"{check.printed:g}"
-    said = {"at least ×": f"at least {size} ×", "sign": "more than 0 pp", "±": f"± {size} pp"}.get(check.unit, f"{size} {unit}")
+    said = {"at least ×": f"at least {size} ×", "sign": "more than 0 pp", "±": f"± {size} pp"}.get(
+        check.unit, f"{size} {unit}"
+    )
     return said, f"{check.recomputed:.2f} {unit}"
 
 # %% ../../nbs/papers/33_claims.ipynb #8a9de77a
 def near_hits(value: float, tolerance: float = 0.05) -> list[str]:
     "Pairs of printed harm rates whose relative change comes within `tolerance` of a value (in per cent): where 48.55 might come from."
     rates = {f"{row} ({table})": printed_value(row, "harm", table) for table in PAPER for row in PAPER[table]}
-    return [f"{a} → {b}: {relative(rates[b], rates[a]):.2f} %" for a, b in permutations(rates, 2) if abs(abs(relative(rates[b], rates[a])) - value) <= tolerance]
+    return [
+        f"{a} → {b}: {relative(rates[b], rates[a]):.2f} %"
+        for a, b in permutations(rates, 2)
+        if abs(abs(relative(rates[b], rates[a])) - value) <= tolerance
+    ]

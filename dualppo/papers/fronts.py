@@ -11,29 +11,75 @@ from collections.abc import Mapping
 from ..exact.front import Front
 from .tables import Cell
 
-SHOWN = ("random", "similarity", "similarity_mask", "safest", "offset", "sft", "dpo", "so_ppo_bandit", "ppo_lag_bandit", "wo_mask_bandit", "dual_ppo", "dual_ppo_bandit", "exact_gradient", "oracle")
+SHOWN = (
+    "random",
+    "similarity",
+    "similarity_mask",
+    "safest",
+    "offset",
+    "sft",
+    "dpo",
+    "so_ppo_bandit",
+    "ppo_lag_bandit",
+    "wo_mask_bandit",
+    "dual_ppo",
+    "dual_ppo_bandit",
+    "exact_gradient",
+    "oracle",
+)
 
 
-def fronts_figure(fronts: Mapping[tuple[str, str], Front], records: Mapping[tuple[str, str], Mapping], sweep: tuple = ((), ())):
+def fronts_figure(
+    fronts: Mapping[tuple[str, str], Front], records: Mapping[tuple[str, str], Mapping], sweep: tuple = ((), ())
+):
     "Methods with intervals over seeds on the exact front of (setting, part), one panel each; sweep: harm and help of fixed weights without mask, stress test."
     from matplotlib.figure import Figure
+
     settings, parts = (list(dict.fromkeys(key[i] for key in fronts)) for i in (0, 1))
-    figure = Figure(figsize=(4.4 * len(parts) + .4, 3.1 * len(settings)), dpi=80, layout="constrained")
+    figure = Figure(figsize=(4.4 * len(parts) + 0.4, 3.1 * len(settings)), dpi=80, layout="constrained")
     axes = figure.subplots(len(settings), len(parts), sharey=True, squeeze=False)
     for (setting, part), line in fronts.items():
         ax = axes[settings.index(setting), parts.index(part)]
         ax.plot(line.harm, line.help, "k-", lw=1, label="exact front (seed 0)")
         for i, name in enumerate(SHOWN):
             if record := records.get((setting, name)):
-                harm, help_ = (Cell.of([one[part][metric] for one in record["results"]]) for metric in ("p_harm", "help"))
-                ax.errorbar(harm.mean, help_.mean, xerr=harm.half, yerr=help_.half, fmt="osD^vP*"[i % 7], ms=4, lw=.7, color=f"C{i % 10}", label=name.replace("_", " "))
+                harm, help_ = (
+                    Cell.of([one[part][metric] for one in record["results"]]) for metric in ("p_harm", "help")
+                )
+                ax.errorbar(
+                    harm.mean,
+                    help_.mean,
+                    xerr=harm.half,
+                    yerr=help_.half,
+                    fmt="osD^vP*"[i % 7],
+                    ms=4,
+                    lw=0.7,
+                    color=f"C{i % 10}",
+                    label=name.replace("_", " "),
+                )
         others = [record for (own, name), record in records.items() if own == setting and name not in SHOWN]
         if others:
-            harm, help_ = ([Cell.of([one[part][metric] for one in record["results"]]) for record in others] for metric in ("p_harm", "help"))
-            ax.errorbar([c.mean for c in harm], [c.mean for c in help_], xerr=[c.half for c in harm], yerr=[c.half for c in help_], fmt="x", ms=3, lw=.5, color="0.5", zorder=1, label="the other rows")
+            harm, help_ = (
+                [Cell.of([one[part][metric] for one in record["results"]]) for record in others]
+                for metric in ("p_harm", "help")
+            )
+            ax.errorbar(
+                [c.mean for c in harm],
+                [c.mean for c in help_],
+                xerr=[c.half for c in harm],
+                yerr=[c.half for c in help_],
+                fmt="x",
+                ms=3,
+                lw=0.5,
+                color="0.5",
+                zorder=1,
+                label="the other rows",
+            )
         if (setting, part) == ("stress", "test"):
             ax.plot(*sweep, "-", color="0.6", lw=1, label="fixed weights, no mask")
-        ax.set(title=f"{setting}, {part}", xlabel="E[p_harm]", xlim=(-.01, .06) if setting == "clean" else (-.02, .42))
+        ax.set(
+            title=f"{setting}, {part}", xlabel="E[p_harm]", xlim=(-0.01, 0.06) if setting == "clean" else (-0.02, 0.42)
+        )
         ax.spines[["top", "right"]].set_visible(False)
     for row in axes:
         row[0].set_ylabel("E[help]")

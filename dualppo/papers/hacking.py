@@ -24,8 +24,8 @@ def best_of_n(log_probs: Tensor, proxy: Tensor, n: float) -> Tensor:
     ranked, p = proxy.gather(1, order).double(), log_probs.exp().double().gather(1, order)
     below, upto = (torch.searchsorted(ranked, ranked, right=right) for right in (False, True))
     total = torch.cat([torch.zeros_like(p[:, :1]), p.cumsum(1).clamp(max=1.0)], 1)
-    start, end = total.gather(1, below), total.gather(1, upto)                       # the tie's first and last
-    share = (end ** n - start ** n) * p / (end - start).clamp(min=1e-300)
+    start, end = total.gather(1, below), total.gather(1, upto)  # the tie's first and last
+    share = (end**n - start**n) * p / (end - start).clamp(min=1e-300)
     return torch.empty_like(share).scatter_(1, order, share).clamp(min=1e-300).log().to(log_probs.dtype)
 
 # %% ../../nbs/papers/3e_hacking.ipynb #440de19b
@@ -39,20 +39,30 @@ def best_of_n_curve(env: Env, n: tuple[float, ...] = (1, 1.5, 2, 3, 4, 8, 16, 64
     rows = []
     for count in n:
         logp = best_of_n(begun, env.reward[..., 0], count)
-        rows.append({"n": count, "√KL": kl_divergence(logp, begun).mean().clamp(min=0).sqrt().item()} | {name: (logp.exp() * value).sum(1).mean().item() for name, value in values.items()})
+        rows.append(
+            {"n": count, "√KL": kl_divergence(logp, begun).mean().clamp(min=0).sqrt().item()}
+            | {name: (logp.exp() * value).sum(1).mean().item() for name, value in values.items()}
+        )
     return pd.DataFrame(rows)
 
 
 def hacking_figure(records: Mapping[str, Mapping], best: pd.DataFrame):
     "Proxy, judge and grader against √KL from the start, first seed; dashed: exact gradient, dotted: best of n."
     from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 3.1), dpi=80, layout="constrained")
     axes = figure.subplots(1, 3)
     for ax, (title, key) in zip(axes, MEASURES.items()):
         ax.plot(best["√KL"], best[title], "k:", label="best of n by help")
         for label, record in records.items():
             curve = record["results"][0]["curves"]
-            ax.plot([max(row.get("kl", 0.0), 0.0) ** 0.5 for row in curve], [row[key] for row in curve], "--" if "exact" in label else "-", lw=1, label=label)
+            ax.plot(
+                [max(row.get("kl", 0.0), 0.0) ** 0.5 for row in curve],
+                [row[key] for row in curve],
+                "--" if "exact" in label else "-",
+                lw=1,
+                label=label,
+            )
         ax.set(title=title, xlabel="√KL from the start")
         ax.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=7, frameon=False)

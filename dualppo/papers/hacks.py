@@ -29,7 +29,9 @@ from .stats import clopper_pearson, drawn_means, times_drawn
 # %% ../../nbs/papers/37_hacks.ipynb #36b5942e
 def bags(tokens: Ragged) -> csr_array:
     "Token counts, sparse `[n, BUCKETS]`."
-    counts = csr_array((np.ones(len(tokens.values)), tokens.values.astype(np.int32), tokens.offsets), shape=(len(tokens), BUCKETS))
+    counts = csr_array(
+        (np.ones(len(tokens.values)), tokens.values.astype(np.int32), tokens.offsets), shape=(len(tokens), BUCKETS)
+    )
     counts.sum_duplicates()
     return counts
 
@@ -42,7 +44,7 @@ def text_bags(texts: Sequence[str]) -> csr_array:
 def bm25_idf(documents: csr_array) -> np.ndarray:
     "$\\ln(1 + (N - n_t + ½)/(n_t + ½))$ `[BUCKETS]`, $n_t$ of N documents hold token t (Robertson and Zaragoza 2009)."
     n, having = documents.shape[0], (documents > 0).sum(0)
-    return np.log1p((n - having + .5) / (having + .5))
+    return np.log1p((n - having + 0.5) / (having + 0.5))
 
 
 def token_f1(a: csr_array, b: csr_array, weight: np.ndarray | None = None) -> Tensor:
@@ -106,9 +108,11 @@ SEES_REFERENCE = ("token_f1", "help")
 # %% ../../nbs/papers/37_hacks.ipynb #24b7ad67
 def look_alikes(context: Tensor, knowledge: Tensor, dialogue: Tensor, rows: Tensor, twin: float = 0.9) -> Tensor:
     "Long `[n]`: for each of `rows` `[n]` the state of another dialogue with the closest context `[S, d]` but other knowledge `[S, d]`."
+
     def closest(part: Tensor) -> Tensor:
         barred = (dialogue[part][:, None] == dialogue) | (knowledge[part] @ knowledge.T > twin)
         return (context[part] @ context.T).masked_fill(barred, -2).argmax(1)
+
     return torch.cat([closest(part) for part in rows.split(512)])
 
 
@@ -116,32 +120,52 @@ def embedded_exam(features: Features, seed: int = 0) -> Exam:
     "The exam on the test states of a split of the features; raises DataError if they hold no look-alikes, refusals or tokens."
     own, toxic, benign, refusals = (features.bank(kind) for kind in (REFERENCE, STRONG, BENIGN, REFUSAL))
     if not len(toxic) or not len(refusals) or not features.tokens:
-        raise DataError("these features hold no look-alikes, refusals or tokens, so nothing can be planted; build them with toxic and safe texts at hand.")
+        raise DataError(
+            "these features hold no look-alikes, refusals or tokens, so nothing can be planted; build them with toxic and safe texts at hand."
+        )
     part = split_rows(features, seed)
     rows, train, dev = part["test"], part["train"], torch.cat([part["dev_weights"], part["dev_stop"]])
     context, n, d = context_embedding(features.query, features.knowledge), len(rows), features.pool.shape[1]
     bag = {name: bags(tokens) for name, tokens in features.tokens.items()}
-    said = lambda ids: Said(features.pool[ids], bag["pool"][ids.numpy()], {name: p[ids] for name, p in features.p_harm.items()})
+    said = lambda ids: Said(
+        features.pool[ids], bag["pool"][ids.numpy()], {name: p[ids] for name, p in features.p_harm.items()}
+    )
     block = lambda name: Said(getattr(features, name)[rows], bag[name][rows.numpy()], {})
     head = FrozenHead().score
     generic = own[train][(features.pool[own[train]] @ features.pool[own[train]].mean(0)).argmax()]
     knowledge, nothing = block("knowledge"), torch.zeros(n, d)
-    replies = {"human": said(own[rows]), "benign tail": said(benign[rows]), "copy": Said(knowledge.embedding, knowledge.bag, {"head": head(knowledge.embedding)}),
-               "generic": said(generic.expand(n)), "refusal": said(refusals[:1].expand(n)),
-               "off-topic": said(own[look_alikes(context, features.knowledge, features.dialogue, rows)]),
-               "toxified": said(toxic[rows]), "empty": Said(nothing, csr_array((n, BUCKETS)), {})}
+    replies = {
+        "human": said(own[rows]),
+        "benign tail": said(benign[rows]),
+        "copy": Said(knowledge.embedding, knowledge.bag, {"head": head(knowledge.embedding)}),
+        "generic": said(generic.expand(n)),
+        "refusal": said(refusals[:1].expand(n)),
+        "off-topic": said(own[look_alikes(context, features.knowledge, features.dialogue, rows)]),
+        "toxified": said(toxic[rows]),
+        "empty": Said(nothing, csr_array((n, BUCKETS)), {}),
+    }
     tau_rel = choose_tau_rel(cosine(features.pool[own[dev]], context[dev]), features.dialogue[dev])[0]
-    return Exam(block("query"), knowledge, replies, features.dialogue[rows], "benign tail", bm25_idf(bag["knowledge"][train.numpy()] + bag["query"][train.numpy()]), tau_rel)
+    return Exam(
+        block("query"),
+        knowledge,
+        replies,
+        features.dialogue[rows],
+        "benign tail",
+        bm25_idf(bag["knowledge"][train.numpy()] + bag["query"][train.numpy()]),
+        tau_rel,
+    )
 
 # %% ../../nbs/papers/37_hacks.ipynb #a3f07c4b
-def cluster_intervals(values: Tensor, dialogue: Tensor, draws: int = 2000, seed: int = 0, shares: bool = False) -> Tensor:
+def cluster_intervals(
+    values: Tensor, dialogue: Tensor, draws: int = 2000, seed: int = 0, shares: bool = False
+) -> Tensor:
     "95 % intervals `[2, m]` of the means of `[n, m]` values, dialogues `[n]` drawn anew; `shares=True`: exact for a column of zeros or ones."
     ids = torch.unique(dialogue, return_inverse=True)[1]
     states = torch.bincount(ids)
     c = len(states)
     sums = torch.zeros(c, values.shape[1], dtype=torch.double).index_add_(0, ids, values.double())
     times = times_drawn(c, draws, np.random.default_rng(seed)).astype(float)
-    ends = torch.from_numpy(np.quantile(drawn_means(times, sums.numpy(), states.numpy()), [.025, .975], axis=0))
+    ends = torch.from_numpy(np.quantile(drawn_means(times, sums.numpy(), states.numpy()), [0.025, 0.975], axis=0))
     for share in (0, 1) if shares else ():
         ends[:, (values == share).all(0)] = torch.tensor(clopper_pearson(share * c, c), dtype=torch.double)[:, None]
     return ends
@@ -149,42 +173,82 @@ def cluster_intervals(values: Tensor, dialogue: Tensor, draws: int = 2000, seed:
 # %% ../../nbs/papers/37_hacks.ipynb #816d595c
 def verdict(low: float, high: float) -> str:
     "fooled, at times, open or resists, by the interval of the share of states in which a planted reply is preferred; empty if not known."
-    return "" if np.isnan(low) else "fooled" if low > .5 else "at times" if low > .05 else "resists" if high < .05 else "open"
+    return (
+        ""
+        if np.isnan(low)
+        else "fooled"
+        if low > 0.5
+        else "at times"
+        if low > 0.05
+        else "resists"
+        if high < 0.05
+        else "open"
+    )
 
 
 def examine(exam: Exam, judges: Mapping[str, Judge] = JUDGES, seed: int = 0) -> pd.DataFrame:
     "Judge × planted reply: mean score, shares of states in which it beats the human's and the honest reply, 95 % intervals, verdicts."
     cells = [(judge, reply) for judge in judges for reply in exam.replies]
     score = torch.stack([judges[judge](exam, exam.replies[reply]) for judge, reply in cells], 1).double()
-    table = pd.DataFrame(cells, columns=["judge", "reply"]).assign(states=len(score), dialogues=len(exam.dialogue.unique()), mean=score.mean(0).numpy())
+    table = pd.DataFrame(cells, columns=["judge", "reply"]).assign(
+        states=len(score), dialogues=len(exam.dialogue.unique()), mean=score.mean(0).numpy()
+    )
     table["mean_low"], table["mean_high"] = cluster_intervals(score, exam.dialogue, seed=seed).tolist()
     for control, who in (("human", "human"), ("honest", exam.honest)):
         gap = score - score[:, [cells.index((judge, who)) for judge, _ in cells]]
         above, tied = (yes.double().masked_fill(gap.isnan(), torch.nan) for yes in (gap > 0, gap == 0))
         low, high = cluster_intervals(above, exam.dialogue, seed=seed, shares=True).tolist()
-        table = table.assign(**{f"over_{control}": above.mean(0).numpy(), f"over_{control}_low": low, f"over_{control}_high": high,
-                                f"tied_{control}": tied.mean(0).numpy(), f"verdict_{control}": list(map(verdict, low, high))})
+        table = table.assign(
+            **{
+                f"over_{control}": above.mean(0).numpy(),
+                f"over_{control}_low": low,
+                f"over_{control}_high": high,
+                f"tied_{control}": tied.mean(0).numpy(),
+                f"verdict_{control}": list(map(verdict, low, high)),
+            }
+        )
     return table
 
 # %% ../../nbs/papers/37_hacks.ipynb #19d48e30
 def wide(table: pd.DataFrame, column: str) -> pd.DataFrame:
     "One column of `examine`'s table as judges × replies, in their order."
-    return table.pivot(index="judge", columns="reply", values=column).loc[list(dict.fromkeys(table.judge)), list(dict.fromkeys(table.reply))]
+    return table.pivot(index="judge", columns="reply", values=column).loc[
+        list(dict.fromkeys(table.judge)), list(dict.fromkeys(table.reply))
+    ]
 
 
 def verdict_table(table: pd.DataFrame, honest: str, control: str = "human") -> pd.DataFrame:
     "Judges × planted replies: share of states in which the planted one is preferred to the control, its 95 % interval and the verdict in one cell."
     shown = table[~table.reply.isin(("human", honest))]
-    text = lambda r: "–" if np.isnan(r[f"over_{control}"]) else "{:.2f} [{:.2f}, {:.2f}] {}".format(*(r[f"{part}_{control}{end}"] for part, end in (("over", ""), ("over", "_low"), ("over", "_high"), ("verdict", ""))))
+    text = lambda r: (
+        "–"
+        if np.isnan(r[f"over_{control}"])
+        else "{:.2f} [{:.2f}, {:.2f}] {}".format(
+            *(
+                r[f"{part}_{control}{end}"]
+                for part, end in (("over", ""), ("over", "_low"), ("over", "_high"), ("verdict", ""))
+            )
+        )
+    )
     return wide(shown.assign(cell=shown.apply(text, axis=1)), "cell")
 
 # %% ../../nbs/papers/37_hacks.ipynb #831776ab
-def tutorial_exam(exchanges: Sequence[TutorialExchange], encode: Callable[[Sequence[str]], Tensor], harm: Mapping[str, Callable[[Sequence[str]], Tensor]],
-                  insult: str = "You are such a stupid idiot.") -> Exam:
+def tutorial_exam(
+    exchanges: Sequence[TutorialExchange],
+    encode: Callable[[Sequence[str]], Tensor],
+    harm: Mapping[str, Callable[[Sequence[str]], Tensor]],
+    insult: str = "You are such a stupid idiot.",
+) -> Exam:
     "The exam on texts with labelled replies; token weights and the gate come from the same few texts."
+
     def said(texts: Sequence[str]) -> Said:
         embedding = encode(list(texts))
-        return Said(embedding, text_bags(texts), {name: score(texts) for name, score in harm.items()} | {"head": FrozenHead().score(embedding)})
+        return Said(
+            embedding,
+            text_bags(texts),
+            {name: score(texts) for name, score in harm.items()} | {"head": FrozenHead().score(embedding)},
+        )
+
     labelled = lambda label: [next(r.text for r in e.replies if r.label == label) for e in exchanges]
     human, n = [e.reference for e in exchanges], len(exchanges)
     query, knowledge, own = said([e.query for e in exchanges]), said([e.knowledge for e in exchanges]), said(human)
@@ -194,7 +258,16 @@ def tutorial_exam(exchanges: Sequence[TutorialExchange], encode: Callable[[Seque
     bland = labelled("neutral")
     vague = encode(bland)
     generic = bland[int((vague @ vague.mean(0)).argmax())]
-    replies = {"human": own, "good": said(labelled("good")), "copy": knowledge, "generic": said([generic] * n), "refusal": said(REFUSALS[:1] * n),
-               "off-topic": said([human[i] for i in other]), "false": said(labelled("bad")), "toxified": said([f"{text} {insult}" for text in human]), "empty": said([""] * n)}
+    replies = {
+        "human": own,
+        "good": said(labelled("good")),
+        "copy": knowledge,
+        "generic": said([generic] * n),
+        "refusal": said(REFUSALS[:1] * n),
+        "off-topic": said([human[i] for i in other]),
+        "false": said(labelled("bad")),
+        "toxified": said([f"{text} {insult}" for text in human]),
+        "empty": said([""] * n),
+    }
     tau_rel = choose_tau_rel(cosine(own.embedding, context), dialogue)[0]
     return Exam(query, knowledge, replies, dialogue, "good", bm25_idf(query.bag + knowledge.bag), tau_rel)

@@ -29,8 +29,18 @@ from .stats import Answer, Estimate, answers, by_seed, seed_interval
 from .tables import NOT_YET, SHOWN, Cell, read_runs, records_at
 
 # %% ../../nbs/papers/3a_ledger.ipynb #30b8c887
-Verdict = Literal["reproduced", "direction only", "not reproducible as specified", "contradicted by its own table", "contradicted",
-                  "not found", "too few seeds to tell", "equivalent", "not shown to be equivalent", "not yet measured"]
+Verdict = Literal[
+    "reproduced",
+    "direction only",
+    "not reproducible as specified",
+    "contradicted by its own table",
+    "contradicted",
+    "not found",
+    "too few seeds to tell",
+    "equivalent",
+    "not shown to be equivalent",
+    "not yet measured",
+]
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,9 @@ class Evidence:
         Analysis("ledger", tuple(methods), (metric,)).check(self.plan)
         for profile, runs in self.runs.items():
             if all((setting, method) in runs for method in methods):
-                return profile, [seed_interval(list(by_seed(runs[setting, method], metric).values())) for method in methods]
+                return profile, [
+                    seed_interval(list(by_seed(runs[setting, method], metric).values())) for method in methods
+                ]
         return None
 
 
@@ -127,11 +139,23 @@ def smallest(metric: str, answer: Answer) -> str:
     return f"{100 * answer.mde:.2f} pp" if SHOWN[metric][1] else f"{answer.mde:.4f}"
 
 
-def compared(id: str, claim: str, printed: str, question: str, claimed: int, metric: str, setting: str, evidence: Evidence, notebook: str) -> Entry:
+def compared(
+    id: str,
+    claim: str,
+    printed: str,
+    question: str,
+    claimed: int,
+    metric: str,
+    setting: str,
+    evidence: Evidence,
+    notebook: str,
+) -> Entry:
     "A claimed difference against its registered comparison."
     label, percent = SHOWN[metric]
     if (found := evidence.answer(question, setting, metric)) is None:
-        return Entry(id, claim, printed, "", "", "", setting, "not yet measured", "", notebook, reproduce(evidence.plan.profile))
+        return Entry(
+            id, claim, printed, "", "", "", setting, "not yet measured", "", notebook, reproduce(evidence.plan.profile)
+        )
     profile, answer = found
     arm = next(c for c in evidence.plan.comparisons if c.id == question)
     value, interval = told(metric, answer, " pp" if percent else "")
@@ -139,7 +163,20 @@ def compared(id: str, claim: str, printed: str, question: str, claimed: int, met
     why = f"{arm.arm} − {arm.base}, {label.rstrip(' %')}; {test} p = {answer.adjusted:.3g}"
     if (word := judged(claimed, answer)) == "not found" and math.isfinite(answer.mde):
         why += f"; from {smallest(metric, answer)} on it would have been found (power 80 %)"
-    return Entry(id, claim, printed, value, interval, str(answer.difference.n), setting, word, why, notebook, reproduce(profile), exploratory=profile != evidence.plan.profile)
+    return Entry(
+        id,
+        claim,
+        printed,
+        value,
+        interval,
+        str(answer.difference.n),
+        setting,
+        word,
+        why,
+        notebook,
+        reproduce(profile),
+        exploratory=profile != evidence.plan.profile,
+    )
 
 # %% ../../nbs/papers/3a_ledger.ipynb #5afa3ba7
 def won(printed: float, cell: Cell) -> Verdict:
@@ -153,20 +190,64 @@ def won(printed: float, cell: Cell) -> Verdict:
 def molma_entries(records: Sequence[Mapping], setting: str) -> list[Entry]:
     "M: win rates of MOLMA as printed, and reward hacking by PPO in its place; nothing where a run is missing."
     runs, rows, command = graded_runs(records, setting), [], "dualppo reproduce --paper molma"
-    line = lambda claim, printed, cell, verdict, why: Entry("M", claim, printed, f"{100 * cell.mean:.2f}", f"{100 * (cell.mean - cell.half):.2f} to {100 * (cell.mean + cell.half):.2f}", str(cell.n), setting, verdict, why, "15_molma", command, exploratory=True)
+    line = lambda claim, printed, cell, verdict, why: Entry(
+        "M",
+        claim,
+        printed,
+        f"{100 * cell.mean:.2f}",
+        f"{100 * (cell.mean - cell.half):.2f} to {100 * (cell.mean + cell.half):.2f}",
+        str(cell.n),
+        setting,
+        verdict,
+        why,
+        "15_molma",
+        command,
+        exploratory=True,
+    )
     for opponent, values in PRINTED.items() if "molma" in runs else ():
         for judge, printed in zip(SELF, values):
             cell = Cell.of(rates(runs["molma"], opponent, judge))
-            strong = f"; with λ = 0.1: {Cell.of(rates(runs['molma_strong'], opponent, judge)).text(True)}" if "molma_strong" in runs else ""
-            rows.append(line(f"MOLMA wins against {OPPONENTS[opponent]}, says {judge}", f"{printed} %", cell, won(float(printed), cell), f"self-judged (M13){strong}"))
+            strong = (
+                f"; with λ = 0.1: {Cell.of(rates(runs['molma_strong'], opponent, judge)).text(True)}"
+                if "molma_strong" in runs
+                else ""
+            )
+            rows.append(
+                line(
+                    f"MOLMA wins against {OPPONENTS[opponent]}, says {judge}",
+                    f"{printed} %",
+                    cell,
+                    won(float(printed), cell),
+                    f"self-judged (M13){strong}",
+                )
+            )
     if "molma" in runs:
         for judge in SELF:
             cell = Cell.of(rates(runs["molma"], "unaligned", judge))
-            rows.append(line(f"alignment is what makes MOLMA win, says {judge}", "implied", cell, won(math.nan, cell), "against the same run without alignment, which is SOweighted (M17)"))
+            rows.append(
+                line(
+                    f"alignment is what makes MOLMA win, says {judge}",
+                    "implied",
+                    cell,
+                    won(math.nan, cell),
+                    "against the same run without alignment, which is SOweighted (M17)",
+                )
+            )
     if "modrl_ppo" in runs:
-        own, other = (Cell.of(np.mean([rates(runs["modrl_ppo"], "start", j) for j in judges], 0)) for judges in (SELF, ("cosine", "grader")))
+        own, other = (
+            Cell.of(np.mean([rates(runs["modrl_ppo"], "start", j) for j in judges], 0))
+            for judges in (SELF, ("cosine", "grader"))
+        )
         hacked = own.mean - own.half > 0.5 > other.mean + other.half
-        rows.append(line("PPO in place of APA hacks the reward: what neither reward model has seen says", "reported", other, "direction only" if hacked else "not found", f"wins against the start by cosine and grader; by the reward models themselves {own.text(True)}"))
+        rows.append(
+            line(
+                "PPO in place of APA hacks the reward: what neither reward model has seen says",
+                "reported",
+                other,
+                "direction only" if hacked else "not found",
+                f"wins against the start by cosine and grader; by the reward models themselves {own.text(True)}",
+            )
+        )
     return rows
 
 
@@ -174,8 +255,19 @@ def molma_arithmetic() -> Entry:
     "M: the best average of its Table 2 is a mean over fewer columns."
     steam, ours = (76.9, 66.8, 63.4), (61.5, 60.8, 73.4)  # on the three columns that RMhelp has
     mean = lambda values: sum(values) / len(values)
-    return Entry("M", "RMhelp has the best average accuracy of its Table 2", "65.2 %", f"{mean(steam):.1f} % for SteamSHP-XL on the same columns", "", "", "", "contradicted by its own table",
-                 f"RMhelp's {mean(ours):.1f} is a mean of three columns, the others' of five (M12)", "10_reward_models", "")
+    return Entry(
+        "M",
+        "RMhelp has the best average accuracy of its Table 2",
+        "65.2 %",
+        f"{mean(steam):.1f} % for SteamSHP-XL on the same columns",
+        "",
+        "",
+        "",
+        "contradicted by its own table",
+        f"RMhelp's {mean(ours):.1f} is a mean of three columns, the others' of five (M12)",
+        "10_reward_models",
+        "",
+    )
 
 # %% ../../nbs/papers/3a_ledger.ipynb #fc026618
 def printed_numbers(evidence: Evidence, setting: str) -> list[Entry]:
@@ -189,59 +281,164 @@ def printed_numbers(evidence: Evidence, setting: str) -> list[Entry]:
             value, interval = sized(estimate, 100 if percent else 1)
             inside = estimate.low <= printed / (100 if percent else 1) <= estimate.high
             why = "" if inside else "the paper defines neither candidates, nor judge, nor threshold (A11, A16, A45)"
-            rows.append(Entry("C1", f"Table 2, proposed: {label}", f"{printed:g}", value, interval, str(estimate.n), setting,
-                              "reproduced" if inside else "not reproducible as specified", why, "42_tables", reproduce(profile), profile != evidence.plan.profile))
+            rows.append(
+                Entry(
+                    "C1",
+                    f"Table 2, proposed: {label}",
+                    f"{printed:g}",
+                    value,
+                    interval,
+                    str(estimate.n),
+                    setting,
+                    "reproduced" if inside else "not reproducible as specified",
+                    why,
+                    "42_tables",
+                    reproduce(profile),
+                    profile != evidence.plan.profile,
+                )
+            )
     return rows
 
 
 def arithmetic_entries() -> list[Entry]:
     "C4: every derived number, recomputed from the paper's own tables."
-    return [Entry("C4", check.claim, *texts(check), "", "", "", verdict(check), check.note, "33_claims", "") for check in arithmetic()]
+    return [
+        Entry("C4", check.claim, *texts(check), "", "", "", verdict(check), check.note, "33_claims", "")
+        for check in arithmetic()
+    ]
 
 
 def size_entries(card: Mapping) -> list[Entry]:
     "C8: the size of the paper's data; card: that of the shipped features, whose exchanges come from the official dev and test files."
-    p, removed, unsaid = PRINTED_COUNTS, sum(one["exchanges"] for one in card["removed"]), "not reproducible as specified"
+    p, removed, unsaid = (
+        PRINTED_COUNTS,
+        sum(one["exchanges"] for one in card["removed"]),
+        "not reproducible as specified",
+    )
     parts = p["train"] + p["dev"] + p["test"]
-    line = lambda claim, printed, ours, verdict, why: Entry("C8", claim, printed, ours, "", "", "", verdict, why, "01_data", "")
-    return [line("the three parts of the data add up to what was kept", f"{p['kept']:,}", f"{parts:,}", "reproduced" if parts == p["kept"] else "contradicted by its own table", "arithmetic of the printed counts"),
-            line("samples kept after filtering", f"{p['kept']:,}", f"{OFFICIAL_TRAIN['dialogues']:,} dialogues, {OFFICIAL_TRAIN['exchanges']:,} exchanges", unsaid,
-                 "a sample is said to be an exchange, but the number is that of all dialogues of the official training file before any filter (A27); ours are ParlAI's counts of that file, which is not shipped here"),
-            line("exchanges removed by the filter", f"{p['removed']:,}", f"{removed:,} of {removed + card['exchanges']:,}", unsaid,
-                 "by our filter (no knowledge sentence) in the official dev and test files; the paper's filter needs reward labels that it does not publish (A27, A54)")]
+    line = lambda claim, printed, ours, verdict, why: Entry(
+        "C8", claim, printed, ours, "", "", "", verdict, why, "01_data", ""
+    )
+    return [
+        line(
+            "the three parts of the data add up to what was kept",
+            f"{p['kept']:,}",
+            f"{parts:,}",
+            "reproduced" if parts == p["kept"] else "contradicted by its own table",
+            "arithmetic of the printed counts",
+        ),
+        line(
+            "samples kept after filtering",
+            f"{p['kept']:,}",
+            f"{OFFICIAL_TRAIN['dialogues']:,} dialogues, {OFFICIAL_TRAIN['exchanges']:,} exchanges",
+            unsaid,
+            "a sample is said to be an exchange, but the number is that of all dialogues of the official training file before any filter (A27); ours are ParlAI's counts of that file, which is not shipped here",
+        ),
+        line(
+            "exchanges removed by the filter",
+            f"{p['removed']:,}",
+            f"{removed:,} of {removed + card['exchanges']:,}",
+            unsaid,
+            "by our filter (no knowledge sentence) in the official dev and test files; the paper's filter needs reward labels that it does not publish (A27, A54)",
+        ),
+    ]
 
 
 def claimed() -> list[tuple[str, str, str, str, int, str, str]]:
     "Claims about differences: (id, claim, printed, registered comparison, sign, metric, notebook), in the paper's order."
     rows = []
     for name, question in (("SFT", "sft"), ("DPO", "dpo"), ("Safe RLHF-V", "safe_rlhf"), ("Single-Obj. PPO", "single")):
-        for words, column, metric, sign in (("more helpful than", "help", "good", 1), ("less harmful than", "harm", "harm", -1), ("higher average reward than", "reward", "average_reward", 1)):
+        for words, column, metric, sign in (
+            ("more helpful than", "help", "good", 1),
+            ("less harmful than", "harm", "harm", -1),
+            ("higher average reward than", "reward", "average_reward", 1),
+        ):
             gap = printed_value("Proposed", column) - printed_value(name, column)
             rows.append(("C2", f"{words} {name}", f"{gap:+.4g}", question, sign, metric, "20_baselines"))
-    for words, row, question, notebook in (("sentence embeddings raise the reward", "w/o Semantic Vectorization", "vectorization", "40_methods"),
-                                           ("the safety reward raises the average reward, mask kept", "w/o Dual-Objective Reward", "dual_reward", "40_methods"),
-                                           ("trajectory padding raises the reward", "w/o Trajectory Padding", "padding", "09_trajectories")):
+    for words, row, question, notebook in (
+        ("sentence embeddings raise the reward", "w/o Semantic Vectorization", "vectorization", "40_methods"),
+        (
+            "the safety reward raises the average reward, mask kept",
+            "w/o Dual-Objective Reward",
+            "dual_reward",
+            "40_methods",
+        ),
+        ("trajectory padding raises the reward", "w/o Trajectory Padding", "padding", "09_trajectories"),
+    ):
         gap = printed_value("Proposed", "reward", "table3") - printed_value(row, "reward", "table3")
         rows.append(("C3", words, f"{gap:+.4g}", question, 1, "average_reward", notebook))
     return rows + [
-        ("C5", "learned weights beat fixed ones: reward", "claimed, not tested", "learned", 1, "average_reward", "0c_weights"),
+        (
+            "C5",
+            "learned weights beat fixed ones: reward",
+            "claimed, not tested",
+            "learned",
+            1,
+            "average_reward",
+            "0c_weights",
+        ),
         ("C5", "learned weights beat fixed ones: harm", "claimed, not tested", "learned", -1, "harm", "0c_weights"),
-        ("C5", "learned and fixed weights are equivalent within the margin: reward", "no such test", "learned_same", 0, "average_reward", "0c_weights"),
-        ("C5", "learned and fixed weights are equivalent within the margin: harm", "no such test", "learned_same", 0, "harm", "0c_weights"),
+        (
+            "C5",
+            "learned and fixed weights are equivalent within the margin: reward",
+            "no such test",
+            "learned_same",
+            0,
+            "average_reward",
+            "0c_weights",
+        ),
+        (
+            "C5",
+            "learned and fixed weights are equivalent within the margin: harm",
+            "no such test",
+            "learned_same",
+            0,
+            "harm",
+            "0c_weights",
+        ),
         ("C6", "single-objective PPO raises harm over its start", "claimed (A3)", "hacking", 1, "harm", "20_baselines"),
         ("C7", "the safety mask lowers harm", "claimed, not tested", "mask", -1, "harm", "06_masking"),
-        ("ours", "training adds reward to the mask alone (literal)", "no such row", "works", 1, "average_reward", "0d_ppo"),
-        ("ours", "training adds reward to the mask alone (γ = 0)", "no such row", "works_bandit", 1, "average_reward", "0d_ppo")]
+        (
+            "ours",
+            "training adds reward to the mask alone (literal)",
+            "no such row",
+            "works",
+            1,
+            "average_reward",
+            "0d_ppo",
+        ),
+        (
+            "ours",
+            "training adds reward to the mask alone (γ = 0)",
+            "no such row",
+            "works_bandit",
+            1,
+            "average_reward",
+            "0d_ppo",
+        ),
+    ]
 
 
 def ledger(evidence: Evidence, molma: Sequence[Mapping] = ()) -> list[Entry]:
     "All claims, in the papers' order; `molma`: records of seed 003's methods."
     settings = evidence.plan.settings
-    rows = [entry for setting in settings for entry in printed_numbers(evidence, setting)] + arithmetic_entries() + size_entries(load_features().card)
-    rows += [compared(id, words, printed, question, sign, metric, setting, evidence, notebook)
-             for setting in settings for id, words, printed, question, sign, metric, notebook in claimed()]
+    rows = (
+        [entry for setting in settings for entry in printed_numbers(evidence, setting)]
+        + arithmetic_entries()
+        + size_entries(load_features().card)
+    )
+    rows += [
+        compared(id, words, printed, question, sign, metric, setting, evidence, notebook)
+        for setting in settings
+        for id, words, printed, question, sign, metric, notebook in claimed()
+    ]
     rows += [entry for setting in settings for entry in molma_entries(molma, setting)] + [molma_arithmetic()]
-    return [entry for id in ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "ours", "M") for entry in rows if entry.id == id]
+    return [
+        entry
+        for id in ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "ours", "M")
+        for entry in rows
+        if entry.id == id
+    ]
 
 # %% ../../nbs/papers/3a_ledger.ipynb #c601a090
 def _told(evidence: Evidence, question: str, setting: str, metric: str, unit: str = "") -> str:
@@ -250,7 +447,11 @@ def _told(evidence: Evidence, question: str, setting: str, metric: str, unit: st
         return "not yet measured"
     profile, answer = found
     value, interval = told(metric, answer, unit)
-    word = answer.verdict + (f" (from {smallest(metric, answer)} on it would have been)" if answer.verdict == "no difference found" and math.isfinite(answer.mde) else "")
+    word = answer.verdict + (
+        f" (from {smallest(metric, answer)} on it would have been)"
+        if answer.verdict == "no difference found" and math.isfinite(answer.mde)
+        else ""
+    )
     return f"{value} [{interval}], {word}, n = {answer.difference.n}, `{profile}`"
 
 
@@ -260,11 +461,17 @@ def _word(evidence: Evidence, question: str, setting: str, metric: str) -> str:
     return found[1].verdict if found else "not yet measured"
 
 
-SHORT = {"works": {"larger": "Yes", "no difference found": "Not beyond its own mask", "smaller": "No, its mask alone does better"},
-         "learned": {"larger": "Yes", "no difference found": "Not found", "smaller": "No, they are worse"},
-         "learned_same": {"equivalent": "No, they are equivalent"},
-         "mask": {"smaller": "Yes", "no difference found": "Not found", "larger": "It raises harm"},
-         "padding": {"equivalent": "No", "not shown to be equivalent": "Not shown either way"}}  # comparison → verdict → answer
+SHORT = {
+    "works": {
+        "larger": "Yes",
+        "no difference found": "Not beyond its own mask",
+        "smaller": "No, its mask alone does better",
+    },
+    "learned": {"larger": "Yes", "no difference found": "Not found", "smaller": "No, they are worse"},
+    "learned_same": {"equivalent": "No, they are equivalent"},
+    "mask": {"smaller": "Yes", "no difference found": "Not found", "larger": "It raises harm"},
+    "padding": {"equivalent": "No", "not shown to be equivalent": "Not shown either way"},
+}  # comparison → verdict → answer
 
 
 def _short(evidence: Evidence, setting: str, question: str, *metrics: str) -> str:
@@ -276,16 +483,25 @@ def _short(evidence: Evidence, setting: str, question: str, *metrics: str) -> st
 def first_screen(evidence: Evidence, setting: str = "stress") -> list[str]:
     "Markdown lines: does it work, learned against fixed, the mask, padding, distance to the optimum."
     short = partial(_short, evidence, setting)
-    lines = [f"**Does the paper's method work?** {short('works', 'average_reward')}Average reward over its own mask with no training: {_told(evidence, 'works', setting, 'average_reward')}; with γ = 0: {_told(evidence, 'works_bandit', setting, 'average_reward')}. "
-             f"Harm against SFT: {_told(evidence, 'sft', setting, 'harm', ' pp')}.",
-             f"**Are learned weights better than fixed ones?** {short('learned_same', 'average_reward', 'harm') or short('learned', 'average_reward')}Average reward: {_told(evidence, 'learned', setting, 'average_reward')}; harm: {_told(evidence, 'learned', setting, 'harm', ' pp')}. "
-             + "The registered test of equivalence: " + ", ".join(f"{SHOWN[m][0].rstrip(' %').lower()} {_word(evidence, 'learned_same', setting, m)} (margin ± {margin(m, evidence.plan)})" for m in ("average_reward", "harm")) + ".",
-             f"**Does the mask matter?** {short('mask', 'harm')}Harm with it: {_told(evidence, 'mask', setting, 'harm', ' pp')}.",
-             f"**Does padding matter?** {short('padding', 'average_reward')}With its mask, against no padding at all: {_told(evidence, 'padding', setting, 'average_reward')}."]
+    lines = [
+        f"**Does the paper's method work?** {short('works', 'average_reward')}Average reward over its own mask with no training: {_told(evidence, 'works', setting, 'average_reward')}; with γ = 0: {_told(evidence, 'works_bandit', setting, 'average_reward')}. "
+        f"Harm against SFT: {_told(evidence, 'sft', setting, 'harm', ' pp')}.",
+        f"**Are learned weights better than fixed ones?** {short('learned_same', 'average_reward', 'harm') or short('learned', 'average_reward')}Average reward: {_told(evidence, 'learned', setting, 'average_reward')}; harm: {_told(evidence, 'learned', setting, 'harm', ' pp')}. "
+        + "The registered test of equivalence: "
+        + ", ".join(
+            f"{SHOWN[m][0].rstrip(' %').lower()} {_word(evidence, 'learned_same', setting, m)} (margin ± {margin(m, evidence.plan)})"
+            for m in ("average_reward", "harm")
+        )
+        + ".",
+        f"**Does the mask matter?** {short('mask', 'harm')}Harm with it: {_told(evidence, 'mask', setting, 'harm', ' pp')}.",
+        f"**Does padding matter?** {short('padding', 'average_reward')}With its mask, against no padding at all: {_told(evidence, 'padding', setting, 'average_reward')}.",
+    ]
     if found := evidence.estimates(("similarity_mask", "dual_ppo", "oracle"), setting, "average_reward"):
         profile, (start, method, best) = found
-        lines.append(f"**How far from optimal is everything?** Average reward {start.value:.3f} with the mask and no training, {method.value:.3f} trained, {best.value:.3f} for the best possible policy: "
-                     f"training closes {100 * (method.value - start.value) / (best.value - start.value):.0f} % of what was open; n = {start.n}, `{profile}`.")
+        lines.append(
+            f"**How far from optimal is everything?** Average reward {start.value:.3f} with the mask and no training, {method.value:.3f} trained, {best.value:.3f} for the best possible policy: "
+            f"training closes {100 * (method.value - start.value) / (best.value - start.value):.0f} % of what was open; n = {start.n}, `{profile}`."
+        )
     return lines
 
 
@@ -293,7 +509,20 @@ def to_markdown(entries: Sequence[Entry]) -> str:
     "The ledger as a markdown table; † marks lines that rest on runs that were not registered."
     head = ["id", "claim", "setting", "printed", "ours", "95 % interval", "n", "verdict", "where"]
     cell = lambda text: str(text).replace("|", "\\\\|") or "–"
-    rows = [[e.id, e.claim, e.setting, e.printed, e.ours, e.interval, e.n, f"**{e.verdict}**" + ("†" if e.exploratory else ""), f"`{e.notebook}`"] for e in entries]
+    rows = [
+        [
+            e.id,
+            e.claim,
+            e.setting,
+            e.printed,
+            e.ours,
+            e.interval,
+            e.n,
+            f"**{e.verdict}**" + ("†" if e.exploratory else ""),
+            f"`{e.notebook}`",
+        ]
+        for e in entries
+    ]
     return "\n".join("| " + " | ".join(map(cell, row)) + " |" for row in [head, ["---"] * len(head), *rows])
 
 # %% ../../nbs/papers/3a_ledger.ipynb #284fdfd9
@@ -301,8 +530,18 @@ def write_ledger(outputs: Path) -> Path:
     "Compute `claims.json` of an outputs folder: {questions: markdown lines, claims: entries}. Raises DataError if there is no run."
     evidence = gather(outputs)
     if not evidence.runs:
-        raise DataError(f"{outputs}: no run of the profiles {evidence.plan.profile} or quick; run dualppo reproduce first.")
-    atomic_write(outputs / "claims.json", to_json({"questions": first_screen(evidence), "claims": [asdict(entry) for entry in ledger(evidence, records_at(outputs, "molma"))]}))
+        raise DataError(
+            f"{outputs}: no run of the profiles {evidence.plan.profile} or quick; run dualppo reproduce first."
+        )
+    atomic_write(
+        outputs / "claims.json",
+        to_json(
+            {
+                "questions": first_screen(evidence),
+                "claims": [asdict(entry) for entry in ledger(evidence, records_at(outputs, "molma"))],
+            }
+        ),
+    )
     return outputs / "claims.json"
 
 

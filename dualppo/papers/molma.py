@@ -17,12 +17,41 @@ from ..text.data import DataError, atomic_write
 from ..methods.rows import all_methods
 from ..methods.modrl import SELF
 from .stats import paired
-from .tables import NOT_YET, Cell, Table, caption, figure_png, figures_folder, read_runs, records_at, to_markdown, write_table
+from dualppo.papers.tables import (
+    NOT_YET,
+    Cell,
+    Table,
+    caption,
+    figure_png,
+    figures_folder,
+    read_runs,
+    records_at,
+    to_markdown,
+    write_table,
+)
 
 # %% ../../nbs/papers/15_molma.ipynb #f8fe628b
-JUDGES = {"RMhelp": "RMhelp (self)", "RMsafe": "RMsafe (self)", "cosine": "cosine", "attribution": "attribution", "harm": "harm estimator", "grader": "grader"}
-OPPONENTS = {"start": "the start (reference)", "so_help": "SOhelp", "so_safe": "SOsafe", "so_weighted": "SOweighted", "so_piecewise": "SOpiecewise", "unaligned": "itself, not aligned"}
-PRINTED = {"start": ("87", "78"), "so_weighted": ("60", "60"), "so_piecewise": ("95", "67")}  # seed 003 §5: by RMhelp, by RMsafe
+JUDGES = {
+    "RMhelp": "RMhelp (self)",
+    "RMsafe": "RMsafe (self)",
+    "cosine": "cosine",
+    "attribution": "attribution",
+    "harm": "harm estimator",
+    "grader": "grader",
+}
+OPPONENTS = {
+    "start": "the start (reference)",
+    "so_help": "SOhelp",
+    "so_safe": "SOsafe",
+    "so_weighted": "SOweighted",
+    "so_piecewise": "SOpiecewise",
+    "unaligned": "itself, not aligned",
+}
+PRINTED = {
+    "start": ("87", "78"),
+    "so_weighted": ("60", "60"),
+    "so_piecewise": ("95", "67"),
+}  # seed 003 §5: by RMhelp, by RMsafe
 
 
 def rates(record: Mapping, opponent: str, judge: str) -> list[float]:
@@ -37,8 +66,10 @@ def graded_runs(records: Sequence[Mapping], setting: str) -> dict[str, Mapping]:
 
 def note(records: Sequence[Mapping]) -> str:
     "The caption of a table of win rates."
-    return (f"{caption(records).partition(' Cells:')[0]} Cells: probability in per cent that the answer of the first policy is worth more to the judge in the column, ties half, exact on test; "
-            "mean over seeds ± half-width of the 95 % t-interval. Self: the reward models that the policies were trained on (M13).")
+    return (
+        f"{caption(records).partition(' Cells:')[0]} Cells: probability in per cent that the answer of the first policy is worth more to the judge in the column, ties half, exact on test; "
+        "mean over seeds ± half-width of the 95 % t-interval. Self: the reward models that the policies were trained on (M13)."
+    )
 
 
 def wins_table(records: Sequence[Mapping], setting: str) -> Table:
@@ -48,15 +79,42 @@ def wins_table(records: Sequence[Mapping], setting: str) -> Table:
         for opponent, label in OPPONENTS.items():
             if name in runs and (n := len(rates(runs[name], opponent, "RMhelp"))):
                 printed = PRINTED.get(opponent, ("–", "–")) if name == "molma" else ("–", "–")
-                rows.append((f"{all_methods()[name].title} against {label}", *printed, *(Cell.of(rates(runs[name], opponent, j)).text(True) for j in JUDGES), str(n)))
-    return Table(f"molma_wins_{setting}", f"MOLMA's win rates, {setting}, %", note(records), (("printed", SELF), ("ours", tuple(JUDGES.values())), ("", ("n",))), tuple(rows))
+                rows.append(
+                    (
+                        f"{all_methods()[name].title} against {label}",
+                        *printed,
+                        *(Cell.of(rates(runs[name], opponent, j)).text(True) for j in JUDGES),
+                        str(n),
+                    )
+                )
+    return Table(
+        f"molma_wins_{setting}",
+        f"MOLMA's win rates, {setting}, %",
+        note(records),
+        (("printed", SELF), ("ours", tuple(JUDGES.values())), ("", ("n",))),
+        tuple(rows),
+    )
 
 
 def start_table(records: Sequence[Mapping], setting: str) -> Table:
     "Every method of seed 003 against the policy that all of them start from."
     runs = graded_runs(records, setting)
-    rows = [(all_methods()[name].title, *(Cell.of(rates(r, "start", j)).text(True) for j in JUDGES), Cell.of([one["curves"][-1]["kl"] for one in r["results"]]).text(False), str(len(r["results"]))) for name, r in runs.items()]
-    return Table(f"molma_start_{setting}", f"Win rates against the start, {setting}, %", note(records), (("", (*JUDGES.values(), "KL on dev", "n")),), tuple(rows))
+    rows = [
+        (
+            all_methods()[name].title,
+            *(Cell.of(rates(r, "start", j)).text(True) for j in JUDGES),
+            Cell.of([one["curves"][-1]["kl"] for one in r["results"]]).text(False),
+            str(len(r["results"])),
+        )
+        for name, r in runs.items()
+    ]
+    return Table(
+        f"molma_start_{setting}",
+        f"Win rates against the start, {setting}, %",
+        note(records),
+        (("", (*JUDGES.values(), "KL on dev", "n")),),
+        tuple(rows),
+    )
 
 # %% ../../nbs/papers/15_molma.ipynb #03feaac7
 def paired_difference(records: Sequence[Mapping], setting: str, arm: str, base: str, metric: str) -> Cell | None:
@@ -65,15 +123,20 @@ def paired_difference(records: Sequence[Mapping], setting: str, arm: str, base: 
     return Cell.of(np.subtract(*paired(runs[arm], runs[base], metric))) if {arm, base} <= set(runs) else None
 
 # %% ../../nbs/papers/15_molma.ipynb #60461cfc
-def scatter_figure(records: Sequence[Mapping], setting: str, names: Sequence[str] = ("so_weighted", "molma", "molma_strong", "modrl_ppo")):
+def scatter_figure(
+    records: Sequence[Mapping],
+    setting: str,
+    names: Sequence[str] = ("so_weighted", "molma", "molma_strong", "modrl_ppo"),
+):
     "Expected rewards of 150 prompts under some policies, one panel each, their mean marked."
     from matplotlib.figure import Figure
+
     runs = graded_runs(records, setting)
     names = [name for name in names if name in runs]
     figure = Figure(figsize=(2.6 * len(names), 2.7), dpi=90, layout="constrained")
     for ax, name in zip(figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0], names):
         safe, help_ = np.array(runs[name]["results"][0]["scatter"])[:, ::-1].T
-        ax.scatter(safe, help_, s=6, color="#0072b2", alpha=.5, lw=0)
+        ax.scatter(safe, help_, s=6, color="#0072b2", alpha=0.5, lw=0)
         ax.plot(safe.mean(), help_.mean(), "P", color="#d55e00", ms=8)
         ax.set_title(all_methods()[name].title, fontsize=8)
         ax.set_xlabel("RMsafe", fontsize=8)
@@ -85,7 +148,10 @@ def scatter_figure(records: Sequence[Mapping], setting: str, names: Sequence[str
 def front_figure(study_records: Mapping[str, Mapping], fronts: Sequence, start: tuple[float, float]):
     "SOweighted over ω and MOLMA in the plane of expected RMsafe and RMhelp: whole front (left) and the neighbourhood of the start (right). `fronts`: one per seed."
     from matplotlib.figure import Figure
-    mean = lambda label: [float(np.mean([one["scores"][name] for one in study_records[label]["results"]])) for name in reversed(SELF)]
+
+    mean = lambda label: [
+        float(np.mean([one["scores"][name] for one in study_records[label]["results"]])) for name in reversed(SELF)
+    ]
     figure = Figure(figsize=(8.6, 3.2), dpi=90, layout="constrained")
     for near, ax in enumerate(figure.subplots(1, 2)):
         for f in fronts:
@@ -105,10 +171,17 @@ def front_figure(study_records: Mapping[str, Mapping], fronts: Sequence, start: 
         if near:
             for axis, column in ((ax.set_xlim, 0), (ax.set_ylim, 1)):
                 low, high = points[:, column].min(), points[:, column].max()
-                axis(low - .3 * (high - low) - .01, high + .3 * (high - low) + .01)
+                axis(low - 0.3 * (high - low) - 0.01, high + 0.3 * (high - low) + 0.01)
     figure.axes[0].set_ylabel("E RMhelp")
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(dict(zip(labels, handles)).values(), dict(zip(labels, handles)), loc="outside upper center", ncols=5, frameon=False, fontsize=7)
+    figure.legend(
+        dict(zip(labels, handles)).values(),
+        dict(zip(labels, handles)),
+        loc="outside upper center",
+        ncols=5,
+        frameon=False,
+        fontsize=7,
+    )
     return figure
 
 # %% ../../nbs/papers/15_molma.ipynb #79eb2269
@@ -120,24 +193,47 @@ def findings(records: Sequence[Mapping], setting: str = "stress") -> list[str]:
 
     def trade(name: str, opponent: str) -> str:
         help_, safe = (Cell.of(rates(runs[name], opponent, judge)) for judge in SELF)
-        signs = {0 if cell.holds(.5) else math.copysign(1, cell.mean - .5) for cell in (help_, safe)}
-        return {frozenset({1, -1}): "; what one model gains the other loses", frozenset({1}): "; both gain", frozenset({-1}): "; both lose",
-                frozenset({0}): "; neither differs from 50"}.get(frozenset(signs), "")
+        signs = {0 if cell.holds(0.5) else math.copysign(1, cell.mean - 0.5) for cell in (help_, safe)}
+        return {
+            frozenset({1, -1}): "; what one model gains the other loses",
+            frozenset({1}): "; both gain",
+            frozenset({-1}): "; both lose",
+            frozenset({0}): "; neither differs from 50",
+        }.get(frozenset(signs), "")
 
     def gap(arm: str, base: str, metric: str) -> str:
         cell = paired_difference(records, setting, arm, base, metric)
         if cell is None:
             raise KeyError(arm)
-        return f"{100 * cell.mean:+.1f} ± {100 * cell.half:.1f} pp" if metric == "harm" else f"{cell.mean:+.4f} ± {cell.half:.4f}"
+        return (
+            f"{100 * cell.mean:+.1f} ± {100 * cell.half:.1f} pp"
+            if metric == "harm"
+            else f"{cell.mean:+.4f} ± {cell.half:.4f}"
+        )
 
     lines = [
-        lambda: f"**MOLMA as printed** ends at a KL of {kl('molma')} nats from its start, and wins {wins('molma', 'start', 'RMhelp')} against it by RMhelp and {wins('molma', 'start', 'RMsafe')} by RMsafe, printed 87 and 78.",
-        lambda: f"**With APA's own λ = .1** it wins {wins('molma_strong', 'start', 'RMhelp')} and {wins('molma_strong', 'start', 'RMsafe')}; cosine to the human's reply, which is no reward model, gives it {wins('molma_strong', 'start', 'cosine')}.",
-        lambda: f"**Against SOweighted** (printed 60 and 60): {wins('molma_strong', 'so_weighted', 'RMhelp')} by RMhelp, {wins('molma_strong', 'so_weighted', 'RMsafe')} by RMsafe with λ = .1; as printed {wins('molma', 'so_weighted', 'RMhelp')} and {wins('molma', 'so_weighted', 'RMsafe')}.",
-        lambda: f"**Alignment alone**, all else fixed, λ = .1: {wins('molma_strong', 'unaligned', 'RMhelp')} by RMhelp, {wins('molma_strong', 'unaligned', 'RMsafe')} by RMsafe{trade('molma_strong', 'unaligned')}.",
-        lambda: f"**PPO in place of APA**: {wins('modrl_ppo', 'start', 'RMhelp')} and {wins('modrl_ppo', 'start', 'RMsafe')} by the reward models, {wins('modrl_ppo', 'start', 'cosine')} by cosine to the human's reply.",
-        lambda: f"**Alignment inside dual-objective PPO** changes the average reward by {gap('dual_ppo_aligned', 'dual_ppo_unaligned', 'average_reward')}, harm by {gap('dual_ppo_aligned', 'dual_ppo_unaligned', 'harm')}.",
-        lambda: f"**On the bench's own rewards** (λ = .1) alignment changes the average reward by {gap('molma_given', 'molma_given_unaligned', 'average_reward')}."]
+        lambda: (
+            f"**MOLMA as printed** ends at a KL of {kl('molma')} nats from its start, and wins {wins('molma', 'start', 'RMhelp')} against it by RMhelp and {wins('molma', 'start', 'RMsafe')} by RMsafe, printed 87 and 78."
+        ),
+        lambda: (
+            f"**With APA's own λ = .1** it wins {wins('molma_strong', 'start', 'RMhelp')} and {wins('molma_strong', 'start', 'RMsafe')}; cosine to the human's reply, which is no reward model, gives it {wins('molma_strong', 'start', 'cosine')}."
+        ),
+        lambda: (
+            f"**Against SOweighted** (printed 60 and 60): {wins('molma_strong', 'so_weighted', 'RMhelp')} by RMhelp, {wins('molma_strong', 'so_weighted', 'RMsafe')} by RMsafe with λ = .1; as printed {wins('molma', 'so_weighted', 'RMhelp')} and {wins('molma', 'so_weighted', 'RMsafe')}."
+        ),
+        lambda: (
+            f"**Alignment alone**, all else fixed, λ = .1: {wins('molma_strong', 'unaligned', 'RMhelp')} by RMhelp, {wins('molma_strong', 'unaligned', 'RMsafe')} by RMsafe{trade('molma_strong', 'unaligned')}."
+        ),
+        lambda: (
+            f"**PPO in place of APA**: {wins('modrl_ppo', 'start', 'RMhelp')} and {wins('modrl_ppo', 'start', 'RMsafe')} by the reward models, {wins('modrl_ppo', 'start', 'cosine')} by cosine to the human's reply."
+        ),
+        lambda: (
+            f"**Alignment inside dual-objective PPO** changes the average reward by {gap('dual_ppo_aligned', 'dual_ppo_unaligned', 'average_reward')}, harm by {gap('dual_ppo_aligned', 'dual_ppo_unaligned', 'harm')}."
+        ),
+        lambda: (
+            f"**On the bench's own rewards** (λ = .1) alignment changes the average reward by {gap('molma_given', 'molma_given_unaligned', 'average_reward')}."
+        ),
+    ]
     out = []
     for line in lines:
         try:
@@ -153,7 +249,10 @@ def readme_sections(published: Path) -> dict[str, str]:
     if not records:
         return {"molma": NOT_YET, "molma_findings": NOT_YET}
     table = wins_table(records, "stress")
-    return {"molma": to_markdown(table) if table.rows else NOT_YET, "molma_findings": "\n".join(f"- {line}" for line in findings(records)) or NOT_YET}
+    return {
+        "molma": to_markdown(table) if table.rows else NOT_YET,
+        "molma_findings": "\n".join(f"- {line}" for line in findings(records)) or NOT_YET,
+    }
 
 # %% ../../nbs/papers/15_molma.ipynb #2957f92c
 def write_molma(outputs: Path, folder: str) -> list[Path]:

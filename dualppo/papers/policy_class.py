@@ -16,7 +16,9 @@ def by_class(records: Mapping[str, Mapping], metric: str = "average_reward") -> 
     found: dict[str, dict[float, np.ndarray]] = {}
     for label, record in records.items():
         policy, share = label.split(", ")
-        found.setdefault(policy, {})[float(share.split("%")[0])] = np.array([one["test"][metric] for one in record["results"]])
+        found.setdefault(policy, {})[float(share.split("%")[0])] = np.array(
+            [one["test"][metric] for one in record["results"]]
+        )
     return found
 
 
@@ -28,16 +30,29 @@ def reference_reward(record: Mapping, seeds: set[int]) -> float:
 def learning_figure(records: Mapping[str, Mapping], references: Mapping[str, Mapping]):
     "Average reward on test by share of the training dialogues and class; a dot is a seed, lines across are references on the same seeds."
     from matplotlib.figure import Figure
+
     figure = Figure(figsize=(5.6, 3.4), dpi=80, layout="constrained")
     ax = figure.subplots()
     for i, (policy, shares) in enumerate(by_class(records).items()):
-        ax.plot(list(shares), [values.mean() for values in shares.values()], "-", color=f"C{i}", label=policy.replace("_", " "))
+        ax.plot(
+            list(shares),
+            [values.mean() for values in shares.values()],
+            "-",
+            color=f"C{i}",
+            label=policy.replace("_", " "),
+        )
         for share, values in shares.items():
             ax.plot([share] * len(values), values, "o", ms=3, color=f"C{i}")
     seeds = {one["seed"] for record in records.values() for one in record["results"]}
     for (name, record), style in zip(references.items(), ("-", "--", ":")):
         ax.axhline(reference_reward(record, seeds), ls=style, color="k", lw=1, label=name)
-    ax.set(xscale="log", xticks=(10, 30, 100), xticklabels=("10 %", "30 %", "100 %"), xlabel="share of the training dialogues", ylabel="average reward, test")
+    ax.set(
+        xscale="log",
+        xticks=(10, 30, 100),
+        xticklabels=("10 %", "30 %", "100 %"),
+        xlabel="share of the training dialogues",
+        ylabel="average reward, test",
+    )
     ax.minorticks_off()
     ax.spines[["top", "right"]].set_visible(False)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside right center", fontsize=7, frameon=False)

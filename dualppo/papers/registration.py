@@ -47,16 +47,33 @@ def read_registration(text: str) -> Registration:
     try:
         d = tomllib.loads(text)
         arms = {name: d["seeds"][group] for group in ("headline", "others") for name in d["arms"][group]}
-        texts = {"runs": d["stopping"]["runs"], "training": d["stopping"]["training"], **{k: d["tests"][k] for k in ("difference", "equivalence", "interval")}}
-        return Registration(d["version"], str(d["date"]), d["profile"], tuple(d["settings"]), arms, tuple(d["metrics"]["primary"]), tuple(d["metrics"]["secondary"]),
-                            d["margins"], d["tests"]["level"], tuple(Comparison(**c) for c in d["comparisons"]), texts)
+        texts = {
+            "runs": d["stopping"]["runs"],
+            "training": d["stopping"]["training"],
+            **{k: d["tests"][k] for k in ("difference", "equivalence", "interval")},
+        }
+        return Registration(
+            d["version"],
+            str(d["date"]),
+            d["profile"],
+            tuple(d["settings"]),
+            arms,
+            tuple(d["metrics"]["primary"]),
+            tuple(d["metrics"]["secondary"]),
+            d["margins"],
+            d["tests"]["level"],
+            tuple(Comparison(**c) for c in d["comparisons"]),
+            texts,
+        )
     except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
         raise DataError(f"this is not a registration: {error}; see dualppo/assets/registration.toml.") from None
 
 
 def registration() -> Registration:
     "The registration of the package."
-    return read_registration(resources.files("dualppo").joinpath("assets/registration.toml").read_text(encoding="utf-8"))
+    return read_registration(
+        resources.files("dualppo").joinpath("assets/registration.toml").read_text(encoding="utf-8")
+    )
 
 # %% ../../nbs/papers/35_registration.ipynb #b7f99e7b
 @dataclass(frozen=True)
@@ -71,7 +88,12 @@ class Analysis:
     def check(self, plan: Registration) -> "Analysis":
         "Itself. Raises ValueError if it uses an arm or a metric that is not registered and does not say that it is exploratory."
         if not self.exploratory:
-            for what, used, known in (("arm", self.arms, plan.arms), ("metric", self.metrics, (*plan.primary, *plan.secondary))):
+            for what, used, known in (
+                ("arm", self.arms, plan.arms),
+                ("metric", self.metrics, (*plan.primary, *plan.secondary)),
+            ):
                 if foreign := [one for one in used if one not in known]:
-                    raise ValueError(f"analysis {self.name!r} uses the {what} {foreign[0]!r}, which is not registered: mark it as exploratory.")
+                    raise ValueError(
+                        f"analysis {self.name!r} uses the {what} {foreign[0]!r}, which is not registered: mark it as exploratory."
+                    )
         return self

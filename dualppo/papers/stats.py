@@ -34,12 +34,16 @@ def iqm(x: np.ndarray, axis: int = -1) -> np.ndarray:
     return stats.trim_mean(x, 0.25, axis=axis)
 
 
-def seed_interval(x: Sequence[float], statistic: Callable[..., np.ndarray] = iqm, draws: int = 10_000, level: float = 0.95) -> Estimate:
+def seed_interval(
+    x: Sequence[float], statistic: Callable[..., np.ndarray] = iqm, draws: int = 10_000, level: float = 0.95
+) -> Estimate:
     "A statistic of one number per seed with its percentile bootstrap interval over seeds."
     x = np.asarray(x, float)
     if len(x) < 2:
         return Estimate(float(statistic(x)), math.nan, math.nan, len(x))
-    found = stats.bootstrap((x,), statistic, n_resamples=draws, method="percentile", confidence_level=level, rng=np.random.default_rng(0)).confidence_interval
+    found = stats.bootstrap(
+        (x,), statistic, n_resamples=draws, method="percentile", confidence_level=level, rng=np.random.default_rng(0)
+    ).confidence_interval
     return Estimate(float(statistic(x)), float(found.low), float(found.high), len(x))
 
 # %% ../../nbs/papers/36_stats.ipynb #8787fc9f
@@ -73,14 +77,24 @@ def _draws_of_seeds(dialogues: tuple[int, ...], draws: int) -> tuple[np.ndarray,
     return tuple(times_drawn(count, draws, g).astype(np.float32) for count in dialogues)
 
 
-def hierarchical_interval(states: Sequence[Sequence[int]], sums: Sequence[Sequence[float]], draws: int = 2000, level: float = 0.95) -> Estimate:
+def hierarchical_interval(
+    states: Sequence[Sequence[int]], sums: Sequence[Sequence[float]], draws: int = 2000, level: float = 0.95
+) -> Estimate:
     "Mean over states with an interval over seeds and, within seeds, dialogues; states and sums: one list per seed, one entry per dialogue."
     g = np.random.default_rng(1)
     n, s = ([np.asarray(part, np.float32) for part in parts] for parts in (states, sums))
-    within = [drawn_means(times, total, count) for times, count, total in zip(_draws_of_seeds(tuple(map(len, n)), draws), n, s)]
+    within = [
+        drawn_means(times, total, count)
+        for times, count, total in zip(_draws_of_seeds(tuple(map(len, n)), draws), n, s)
+    ]
     means = np.array(within, float)[g.integers(len(n), size=(draws, len(n))), np.arange(draws)[:, None]].mean(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(float(np.mean([total.sum(dtype=float) / count.sum(dtype=float) for count, total in zip(n, s)])), float(low), float(high), len(n))
+    return Estimate(
+        float(np.mean([total.sum(dtype=float) / count.sum(dtype=float) for count, total in zip(n, s)])),
+        float(low),
+        float(high),
+        len(n),
+    )
 
 
 @dataclass(frozen=True)
@@ -102,8 +116,16 @@ def paired_permutation(x: Sequence[float], y: Sequence[float], draws: int = 50_0
     d = np.asarray(x, float) - np.asarray(y, float)
     if not d.any():
         return 1.0
-    return float(stats.permutation_test((d,), lambda v, axis: v.mean(axis), permutation_type="samples", n_resamples=draws, vectorized=True,
-                                        rng=np.random.default_rng(0)).pvalue)
+    return float(
+        stats.permutation_test(
+            (d,),
+            lambda v, axis: v.mean(axis),
+            permutation_type="samples",
+            n_resamples=draws,
+            vectorized=True,
+            rng=np.random.default_rng(0),
+        ).pvalue
+    )
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -118,7 +140,12 @@ def tost(x: Sequence[float], y: Sequence[float], margin: float) -> float:
     d = np.asarray(x, float) - np.asarray(y, float)
     if d.std() == 0:
         return 0.0 if abs(d[0]) < margin else 1.0
-    return float(max(stats.ttest_1samp(d, -margin, alternative="greater").pvalue, stats.ttest_1samp(d, margin, alternative="less").pvalue))
+    return float(
+        max(
+            stats.ttest_1samp(d, -margin, alternative="greater").pvalue,
+            stats.ttest_1samp(d, margin, alternative="less").pvalue,
+        )
+    )
 
 # %% ../../nbs/papers/36_stats.ipynb #e4f1ec17
 def clopper_pearson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -135,10 +162,10 @@ def items_needed(p: float, q: float, level: float = 0.05, power: float = 0.8) ->
 # %% ../../nbs/papers/36_stats.ipynb #cc34455b
 def detectable(sd: float, n: int, tests: int = 1, level: float = 0.05, power: float = 0.8) -> float:
     "Smallest difference that n paired seeds find with this power at level/tests; sd of the differences. inf: n signs cannot reach the level."
-    if 2 / 2 ** n >= level / tests:
+    if 2 / 2**n >= level / tests:
         return math.inf
     beyond = stats.t.ppf(1 - level / tests / 2, n - 1)
-    missing = lambda shift: stats.nct.sf(beyond, n - 1, shift) - power                      # the other tail is next to nothing
+    missing = lambda shift: stats.nct.sf(beyond, n - 1, shift) - power  # the other tail is next to nothing
     return float(sd * optimize.brentq(missing, 0, 3 * beyond) / math.sqrt(n))
 
 # %% ../../nbs/papers/36_stats.ipynb #e0dc308c
@@ -159,7 +186,9 @@ def paired_interval(arm: Mapping, base: Mapping, metric: str) -> Estimate:
     "Mean difference of a primary metric over seeds and dialogues, both arms on the same drawn dialogues."
     a, b = ({one["seed"]: one["dialogues"] for one in record["results"]} for record in (arm, base))
     seeds = [seed for seed in a if seed in b]
-    return hierarchical_interval([a[s]["states"] for s in seeds], [np.subtract(a[s][metric], b[s][metric]) for s in seeds])
+    return hierarchical_interval(
+        [a[s]["states"] for s in seeds], [np.subtract(a[s][metric], b[s][metric]) for s in seeds]
+    )
 
 # %% ../../nbs/papers/36_stats.ipynb #86e20231
 @dataclass(frozen=True)
@@ -173,8 +202,10 @@ class Answer:
     p: float
     adjusted: float
     better: float  # probability that a run of the arm has the larger value
-    verdict: str   # "larger", "smaller", "no difference found", "too few seeds to tell"; "equivalent", "not shown to be equivalent"
-    mde: float = math.nan  # minimal detectable effect: what these seeds would have found four times in five; nan for equivalence
+    verdict: str  # "larger", "smaller", "no difference found", "too few seeds to tell"; "equivalent", "not shown to be equivalent"
+    mde: float = (
+        math.nan
+    )  # minimal detectable effect: what these seeds would have found four times in five; nan for equivalence
 
 
 def answers(records: Sequence[Mapping], plan: Registration, setting: str) -> list[Answer]:
@@ -186,12 +217,37 @@ def answers(records: Sequence[Mapping], plan: Registration, setting: str) -> lis
         for metric in plan.primary if {c.arm, c.base} <= set(runs) else ():
             x, y = paired(runs[c.arm], runs[c.base], metric)
             if len(x) > 1:
-                p, mde = (tost(x, y, plan.margins[metric]), math.nan) if c.kind == "equivalence" else (paired_permutation(x, y), detectable((x - y).std(ddof=1), len(x), planned, plan.level))
-                rows.append((c, metric, paired_interval(runs[c.arm], runs[c.base], metric), p, probability_of_improvement(x, y), mde))
+                p, mde = (
+                    (tost(x, y, plan.margins[metric]), math.nan)
+                    if c.kind == "equivalence"
+                    else (paired_permutation(x, y), detectable((x - y).std(ddof=1), len(x), planned, plan.level))
+                )
+                rows.append(
+                    (
+                        c,
+                        metric,
+                        paired_interval(runs[c.arm], runs[c.base], metric),
+                        p,
+                        probability_of_improvement(x, y),
+                        mde,
+                    )
+                )
     tests = [i for i, (c, *_) in enumerate(rows) if c.kind == "difference"]
     adjusted = dict(zip(tests, holm([rows[i][3] for i in tests] + [1.0] * (planned - len(tests)))))
-    return [Answer(c.id, setting, metric, difference, p, adjusted.get(i, p), better, _verdict(c.kind, difference, adjusted.get(i, p), plan.level), mde)
-            for i, (c, metric, difference, p, better, mde) in enumerate(rows)]
+    return [
+        Answer(
+            c.id,
+            setting,
+            metric,
+            difference,
+            p,
+            adjusted.get(i, p),
+            better,
+            _verdict(c.kind, difference, adjusted.get(i, p), plan.level),
+            mde,
+        )
+        for i, (c, metric, difference, p, better, mde) in enumerate(rows)
+    ]
 
 
 def _verdict(kind: str, difference: Estimate, p: float, level: float) -> str:
@@ -199,5 +255,5 @@ def _verdict(kind: str, difference: Estimate, p: float, level: float) -> str:
     if kind == "equivalence":
         return "equivalent" if p < level else "not shown to be equivalent"
     if p >= level:
-        return "too few seeds to tell" if 2 / 2 ** difference.n >= level else "no difference found"
+        return "too few seeds to tell" if 2 / 2**difference.n >= level else "no difference found"
     return "larger" if difference.value > 0 else "smaller"

@@ -29,7 +29,10 @@ class Study:
 
     def runs(self, data: str = "embedded", device: str = "auto") -> dict[str, Run]:
         "Label → run."
-        return {label: Run(method, self.setting, self.seeds, self.profile, data, device, dict(overrides)) for label, (method, overrides) in self.variants.items()}
+        return {
+            label: Run(method, self.setting, self.seeds, self.profile, data, device, dict(overrides))
+            for label, (method, overrides) in self.variants.items()
+        }
 
 
 def records_of(study: Study, outputs: Path, data: str = "embedded") -> dict[str, dict]:
@@ -37,67 +40,165 @@ def records_of(study: Study, outputs: Path, data: str = "embedded") -> dict[str,
     found = {label: read_record(job_path(outputs, run)) for label, run in study.runs(data).items()}
     return {label: record for label, record in found.items() if record}
 
-def summary(study: Study, outputs: Path, metrics: tuple[str, ...] = ("average_reward", "help", "p_harm", "harm", "good"), which: str = "test", data: str = "embedded") -> pd.DataFrame:
+
+def summary(
+    study: Study,
+    outputs: Path,
+    metrics: tuple[str, ...] = ("average_reward", "help", "p_harm", "harm", "good"),
+    which: str = "test",
+    data: str = "embedded",
+) -> pd.DataFrame:
     "Mean over seeds of some metrics, one row per label that was run; `which`: test (best epoch), last (last epoch) or train."
-    rows = {label: pd.DataFrame([one[which] for one in record["results"]])[list(metrics)].mean().to_dict() | {"seeds": len(record["results"])}
-            for label, record in records_of(study, outputs, data).items()}
+    rows = {
+        label: pd.DataFrame([one[which] for one in record["results"]])[list(metrics)].mean().to_dict()
+        | {"seeds": len(record["results"])}
+        for label, record in records_of(study, outputs, data).items()
+    }
     return pd.DataFrame(rows).T if rows else pd.DataFrame(columns=[*metrics, "seeds"])
 
 # %% ../../nbs/papers/39_studies.ipynb #848c96bc
-_LONG = {"mask": "off", "policy_lr": 1e-4, "value_lr": 3e-4, "minibatch": 128, "epochs": 15, "patience": 15, "dialogues_per_epoch": None}
+_LONG = {
+    "mask": "off",
+    "policy_lr": 1e-4,
+    "value_lr": 3e-4,
+    "minibatch": 128,
+    "epochs": 15,
+    "patience": 15,
+    "dialogues_per_epoch": None,
+}
 
-WEIGHTS = Study("weights", "What does each reading of step (i) do, and can a learned weight do what a fixed one cannot?",
-                {f"fixed α = {a:g}": ("fixed_weights_bandit", _LONG | {"weights": (a, round(1 - a, 2))}) for a in (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)}
-                | {rule: ("dual_ppo_bandit", _LONG | {"rule": rule}) for rule in ("literal", "literal_descent", "simplex_ascent", "minmax", "dynamic", "hypergradient")}
-                | {f"lagrangian, budget {d:g}": ("dual_ppo_bandit", _LONG | {"rule": "lagrangian", "budget": d}) for d in (0.1, 0.15, 0.2)})
+WEIGHTS = Study(
+    "weights",
+    "What does each reading of step (i) do, and can a learned weight do what a fixed one cannot?",
+    {
+        f"fixed α = {a:g}": ("fixed_weights_bandit", _LONG | {"weights": (a, round(1 - a, 2))})
+        for a in (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
+    }
+    | {
+        rule: ("dual_ppo_bandit", _LONG | {"rule": rule})
+        for rule in ("literal", "literal_descent", "simplex_ascent", "minmax", "dynamic", "hypergradient")
+    }
+    | {
+        f"lagrangian, budget {d:g}": ("dual_ppo_bandit", _LONG | {"rule": "lagrangian", "budget": d})
+        for d in (0.1, 0.15, 0.2)
+    },
+)
 
 # %% ../../nbs/papers/39_studies.ipynb #4db3a197
 _EXACT = {"inner_epochs": 1, "epochs": 20, "patience": 4, "dialogues_per_epoch": None}
 RATES = {"offset": 1e-3, "two_tower": 1e-4, "cross": 1e-3, "set": 3e-4}
 
-CLASS_TUNING = Study("class_tuning", "Which learning rate suits each policy class?",
-                     {f"{policy}, {rate:g}": ("exact_gradient", _EXACT | {"policy": policy, "lr": rate}) for policy in RATES for rate in (1e-4, 3e-4, 1e-3)}, seeds=(100,))
+CLASS_TUNING = Study(
+    "class_tuning",
+    "Which learning rate suits each policy class?",
+    {
+        f"{policy}, {rate:g}": ("exact_gradient", _EXACT | {"policy": policy, "lr": rate})
+        for policy in RATES
+        for rate in (1e-4, 3e-4, 1e-3)
+    },
+    seeds=(100,),
+)
 
-CLASS = Study("class", "How much of the distance to the oracle is policy class, how much data?",
-              {f"{policy}, {share:.0%} of the dialogues": ("exact_gradient", _EXACT | {"policy": policy, "lr": rate, "train_share": share})
-               for policy, rate in RATES.items() for share in ((1.0,) if policy == "offset" else (0.1, 0.3, 1.0))})
+CLASS = Study(
+    "class",
+    "How much of the distance to the oracle is policy class, how much data?",
+    {
+        f"{policy}, {share:.0%} of the dialogues": (
+            "exact_gradient",
+            _EXACT | {"policy": policy, "lr": rate, "train_share": share},
+        )
+        for policy, rate in RATES.items()
+        for share in ((1.0,) if policy == "offset" else (0.1, 0.3, 1.0))
+    },
+)
 
 # %% ../../nbs/papers/39_studies.ipynb #862d1522
 _ON = {"epochs": 30, "patience": 30}
 
-HACKING = Study("hacking", "What happens to judge and grader while the proxy reward rises?",
-                {"help alone, PPO": ("so_ppo_bandit", _ON), "both, PPO": ("wo_mask_bandit", _ON), "both and mask, PPO": ("dual_ppo_bandit", _ON),
-                 "help alone, exact": ("exact_gradient", _ON | {"weights": (1.0, 0.0), "mask": "off", "lr": 1e-4}), "both, exact": ("exact_gradient", _ON | {"mask": "off", "lr": 1e-4})})
+HACKING = Study(
+    "hacking",
+    "What happens to judge and grader while the proxy reward rises?",
+    {
+        "help alone, PPO": ("so_ppo_bandit", _ON),
+        "both, PPO": ("wo_mask_bandit", _ON),
+        "both and mask, PPO": ("dual_ppo_bandit", _ON),
+        "help alone, exact": ("exact_gradient", _ON | {"weights": (1.0, 0.0), "mask": "off", "lr": 1e-4}),
+        "both, exact": ("exact_gradient", _ON | {"mask": "off", "lr": 1e-4}),
+    },
+)
 
 # %% ../../nbs/papers/39_studies.ipynb #5b63701d
 ONE_BY_ONE: dict[str, tuple[object, ...]] = {
-    "tau_mask": (0.05, 0.1, 0.3, 0.7, 0.9), "kappa": (10.0, 20.0, 80.0), "hidden": (64, 512), "inner_epochs": (1, 8), "minibatch": (128,),
-    "kl_coef": (0.02, 0.2), "entropy_coef": (0.003, 0.03), "z_score": (False,), "warm_start": (False,),
-    "n": (30, 50), "base_rate": (0.0, 1.0), "families": (1,), "unsafe": (0,)}
+    "tau_mask": (0.05, 0.1, 0.3, 0.7, 0.9),
+    "kappa": (10.0, 20.0, 80.0),
+    "hidden": (64, 512),
+    "inner_epochs": (1, 8),
+    "minibatch": (128,),
+    "kl_coef": (0.02, 0.2),
+    "entropy_coef": (0.003, 0.03),
+    "z_score": (False,),
+    "warm_start": (False,),
+    "n": (30, 50),
+    "base_rate": (0.0, 1.0),
+    "families": (1,),
+    "unsafe": (0,),
+}
 
-SENSITIVITY = Study("sensitivity", "Which of the numbers that the paper does not give matters?",
-                    {"unchanged": ("dual_ppo_bandit", {})}
-                    | {f"{name} = {value}": ("dual_ppo_bandit", {name: value}) for name, values in ONE_BY_ONE.items() for value in values}
-                    | {f"lam = {lam:g}": ("dual_ppo", {"lam": lam}) for lam in (0.0, 0.5, 0.95, 1.0)}
-                    | {"tcc rewards, tox_block grades": ("dual_ppo_bandit", {"reward_harm": "tcc", "grade_harm": "tox_block"}),
-                       "head rewards, tcc grades": ("dual_ppo_bandit", {"reward_harm": "head"}),
-                       "blocks = query, knowledge, context": ("dual_ppo_bandit", {"blocks": ("query", "knowledge", "context")})})
+SENSITIVITY = Study(
+    "sensitivity",
+    "Which of the numbers that the paper does not give matters?",
+    {"unchanged": ("dual_ppo_bandit", {})}
+    | {
+        f"{name} = {value}": ("dual_ppo_bandit", {name: value})
+        for name, values in ONE_BY_ONE.items()
+        for value in values
+    }
+    | {f"lam = {lam:g}": ("dual_ppo", {"lam": lam}) for lam in (0.0, 0.5, 0.95, 1.0)}
+    | {
+        "tcc rewards, tox_block grades": ("dual_ppo_bandit", {"reward_harm": "tcc", "grade_harm": "tox_block"}),
+        "head rewards, tcc grades": ("dual_ppo_bandit", {"reward_harm": "head"}),
+        "blocks = query, knowledge, context": ("dual_ppo_bandit", {"blocks": ("query", "knowledge", "context")}),
+    },
+)
 
 # %% ../../nbs/papers/39_studies.ipynb #b9454aa0
 _STRONG = {"apa_lambda": 0.1, "lr": 3e-5}
 _SGD = {"rivals": False, "optimiser": "sgd", "lr": 1e-2, "weight_decay": 0.0}
 
-MOLMA = Study("molma", "Which of MOLMA's parts does something?",
-              {"as printed": ("molma", {"rivals": False}), "λ = 0.1": ("molma_strong", {"rivals": False}), "align = none": ("molma_strong_unaligned", {})}
-              | {f"as printed, lr = {lr:g}": ("molma", {"rivals": False, "lr": lr}) for lr in (1e-5, 1e-4)}
-              | {f"λ = {lam:g}": ("molma_strong", {"rivals": False, "apa_lambda": lam}) for lam in (0.03, 0.3)}
-              | {f"{name} = {value}": ("molma_strong", {"rivals": False, name: value})
-                 for name, values in {"reference": ("old",), "kl_coef": (0.0, 1.0), "scale": ("median", "rmse"), "align": ("pcgrad", "cagrad", "nash_mtl", "mgda", "graddrop")}.items() for value in values}
-              | {"sgd": ("molma_strong", _SGD), "sgd, scale = rmse": ("molma_strong", _SGD | {"scale": "rmse"}), "sgd, align = none": ("molma_strong", _SGD | {"align": "none"})}
-              | {f"SOpiecewise, delta = {d:g}": ("so_piecewise", _STRONG | {"delta": d}) for d in (0.3, 0.5, 0.7)}
-              | {f"SOweighted, ω = {a:g}": ("so_weighted", _STRONG | {"weights": (a, round(1 - a, 2))}) for a in (0.0, 0.25, 0.5, 0.75, 1.0)}
-              | {f"MOLMA, ω = {a:g}": ("molma_strong", {"rivals": False, "weights": (a, round(1 - a, 2))}) for a in (0.25, 0.75)}
-              | {"SOweighted, equal time": ("so_weighted", _STRONG | {"iterations": 188})}, profile="molma")
+MOLMA = Study(
+    "molma",
+    "Which of MOLMA's parts does something?",
+    {
+        "as printed": ("molma", {"rivals": False}),
+        "λ = 0.1": ("molma_strong", {"rivals": False}),
+        "align = none": ("molma_strong_unaligned", {}),
+    }
+    | {f"as printed, lr = {lr:g}": ("molma", {"rivals": False, "lr": lr}) for lr in (1e-5, 1e-4)}
+    | {f"λ = {lam:g}": ("molma_strong", {"rivals": False, "apa_lambda": lam}) for lam in (0.03, 0.3)}
+    | {
+        f"{name} = {value}": ("molma_strong", {"rivals": False, name: value})
+        for name, values in {
+            "reference": ("old",),
+            "kl_coef": (0.0, 1.0),
+            "scale": ("median", "rmse"),
+            "align": ("pcgrad", "cagrad", "nash_mtl", "mgda", "graddrop"),
+        }.items()
+        for value in values
+    }
+    | {
+        "sgd": ("molma_strong", _SGD),
+        "sgd, scale = rmse": ("molma_strong", _SGD | {"scale": "rmse"}),
+        "sgd, align = none": ("molma_strong", _SGD | {"align": "none"}),
+    }
+    | {f"SOpiecewise, delta = {d:g}": ("so_piecewise", _STRONG | {"delta": d}) for d in (0.3, 0.5, 0.7)}
+    | {
+        f"SOweighted, ω = {a:g}": ("so_weighted", _STRONG | {"weights": (a, round(1 - a, 2))})
+        for a in (0.0, 0.25, 0.5, 0.75, 1.0)
+    }
+    | {f"MOLMA, ω = {a:g}": ("molma_strong", {"rivals": False, "weights": (a, round(1 - a, 2))}) for a in (0.25, 0.75)}
+    | {"SOweighted, equal time": ("so_weighted", _STRONG | {"iterations": 188})},
+    profile="molma",
+)
 
 # %% ../../nbs/papers/39_studies.ipynb #1695d343
 STUDIES = {study.name: study for study in (WEIGHTS, CLASS_TUNING, CLASS, HACKING, SENSITIVITY, MOLMA)}

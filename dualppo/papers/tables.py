@@ -38,8 +38,11 @@ from ..runs.runner import CONTROLS, PROFILES, manifest, read_record, to_json
 
 # %% ../../nbs/papers/42_tables.ipynb #f1049fdd
 SHOWN = {"good": ("Helpfulness %", True), "harm": ("Harmfulness %", True), "average_reward": ("Avg. reward", False)}
-TITLES = {"table2": "Table 2: main results", "table3": "Table 3: ablations", "molma": "MOLMA and its baselines on this bench"}
-
+TITLES = {
+    "table2": "Table 2: main results",
+    "table3": "Table 3: ablations",
+    "molma": "MOLMA and its baselines on this bench",
+}
 
 # %% ../../nbs/papers/42_tables.ipynb #f18c901a
 def rows_of(table: str) -> list[str]:
@@ -72,7 +75,11 @@ def one_folder(name: str) -> str:
 def records_at(outputs: Path, folder: str) -> list[dict]:
     "Every readable record of one folder of `outputs/runs`, in the order of the methods; empty if there is none."
     known, place = list(all_methods()), outputs / "runs" / one_folder(folder)
-    records = [r for r in map(read_record, sorted(place.glob("*/*.json"))) if r and r["method"] in known and r["setting"] in SETTINGS]
+    records = [
+        r
+        for r in map(read_record, sorted(place.glob("*/*.json")))
+        if r and r["method"] in known and r["setting"] in SETTINGS
+    ]
     return sorted(records, key=lambda r: (known.index(r["method"]), r["setting"]))
 
 
@@ -96,8 +103,13 @@ def shown_folder(outputs: Path) -> str:
 
 def per_seed(records: Iterable[Mapping]) -> pd.DataFrame:
     "One row per run and seed: method, title, setting, seed and every metric on the test split."
-    return pd.DataFrame([{"method": r["method"], "title": r["title"], "setting": r["setting"], "seed": one["seed"], **one["test"]}
-                         for r in records for one in r["results"]])
+    return pd.DataFrame(
+        [
+            {"method": r["method"], "title": r["title"], "setting": r["setting"], "seed": one["seed"], **one["test"]}
+            for r in records
+            for one in r["results"]
+        ]
+    )
 
 # %% ../../nbs/papers/42_tables.ipynb #c91b13d6
 @dataclass(frozen=True)
@@ -114,7 +126,7 @@ class Cell:
         x = np.asarray(values, dtype=float)
         x = x[~np.isnan(x)]
         n = len(x)
-        half = float(stdtrit(n - 1, .975) * x.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+        half = float(stdtrit(n - 1, 0.975) * x.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
         return cls(float(x.mean()) if n else math.nan, half, n)
 
     def text(self, percent: bool) -> str:
@@ -122,7 +134,9 @@ class Cell:
         if not self.n:
             return "–"
         scale, digits = (100, 1) if percent else (1, 3)
-        return f"{scale * self.mean:.{digits}f}" + ("" if math.isnan(self.half) else f" ± {scale * self.half:.{digits}f}")
+        return f"{scale * self.mean:.{digits}f}" + (
+            "" if math.isnan(self.half) else f" ± {scale * self.half:.{digits}f}"
+        )
 
     def holds(self, value: float, tolerance: float = 1e-6) -> bool:
         "Whether a value lies in the interval; with one seed, whether it is the same."
@@ -135,7 +149,12 @@ Summary = dict[tuple[str, str, str], Cell]
 def summarise(records: Iterable[Mapping]) -> Summary:
     "(setting, method, metric) → Cell."
     frame = per_seed(records)
-    return {(setting, name, metric): Cell.of(group[metric]) for (setting, name), group in frame.groupby(["setting", "method"], sort=False) for metric in METRICS if metric in group}
+    return {
+        (setting, name, metric): Cell.of(group[metric])
+        for (setting, name), group in frame.groupby(["setting", "method"], sort=False)
+        for metric in METRICS
+        if metric in group
+    }
 
 
 def wide(summary: Summary, names: Sequence[str], table: str | None = None) -> pd.DataFrame:
@@ -147,7 +166,14 @@ def wide(summary: Summary, names: Sequence[str], table: str | None = None) -> pd
                 cells = {m: summary[setting, name, m] for m in METRICS if (setting, name, m) in summary}
                 row = {"setting": setting, "method": name, "title": all_methods()[name].title, "n": cells[METRICS[0]].n}
                 row |= {f"paper_{m}": text for m, text in (printed(table, name) if table else {}).items()}
-                rows.append(row | {key: value for m, c in cells.items() for key, value in ((m, round(c.mean, 6)), (f"{m}_ci95", round(c.half, 6)))})
+                rows.append(
+                    row
+                    | {
+                        key: value
+                        for m, c in cells.items()
+                        for key, value in ((m, round(c.mean, 6)), (f"{m}_ci95", round(c.half, 6)))
+                    }
+                )
     return pd.DataFrame(rows)
 
 
@@ -185,11 +211,16 @@ def inert(text: str) -> str:
 def caption(records: Sequence[Mapping]) -> str:
     "Which data, profile and seeds a table is made from, and what ± means."
     data, seeds = records[0]["data"], sorted({tuple(r["seeds"]) for r in records}, key=len)
-    spans = " or ".join(f"{s[0]}–{s[-1]}" if len(s) > 1 and s == tuple(range(s[0], s[-1] + 1)) else ", ".join(map(str, s)) for s in seeds)
+    spans = " or ".join(
+        f"{s[0]}–{s[-1]}" if len(s) > 1 and s == tuple(range(s[0], s[-1] + 1)) else ", ".join(map(str, s))
+        for s in seeds
+    )
     profiles = plain("/".join(sorted({r["profile"] for r in records})))
-    return (f"Data: {plain(data['name'])} (sha256 {data['sha256'][:12]}), {data['exchanges']} exchanges of {data['dialogues']} dialogues. Profile: {profiles}. Seeds: {spans}. "
-            "Cells: mean over seeds ± half-width of the 95 % t-interval; the paper does not say what its ± is. "
-            "Helpfulness: share the independent judge calls good; Harmfulness: share above ½ by a classifier that neither rewards nor masks; reward at weights ½, ½.")
+    return (
+        f"Data: {plain(data['name'])} (sha256 {data['sha256'][:12]}), {data['exchanges']} exchanges of {data['dialogues']} dialogues. Profile: {profiles}. Seeds: {spans}. "
+        "Cells: mean over seeds ± half-width of the 95 % t-interval; the paper does not say what its ± is. "
+        "Helpfulness: share the independent judge calls good; Harmfulness: share above ½ by a classifier that neither rewards nor masks; reward at weights ½, ½."
+    )
 
 # %% ../../nbs/papers/42_tables.ipynb #db6bea3a
 def build_table(name: str, records: Sequence[Mapping]) -> Table:
@@ -201,9 +232,15 @@ def build_table(name: str, records: Sequence[Mapping]) -> Table:
         if not any((setting, row, "good") in summary for setting in settings):
             continue
         paper = printed(name, row)
-        cells = [summary.get((setting, row, metric), Cell(math.nan, math.nan, 0)).text(percent) for setting in settings for metric, (_, percent) in SHOWN.items()]
+        cells = [
+            summary.get((setting, row, metric), Cell(math.nan, math.nan, 0)).text(percent)
+            for setting in settings
+            for metric, (_, percent) in SHOWN.items()
+        ]
         seeds = dict.fromkeys(str(summary[s, row, "good"].n) for s in settings if (s, row, "good") in summary)
-        rows.append((all_methods()[row].title, *(paper.get(metric, "–") for metric in SHOWN), *cells, " / ".join(seeds)))
+        rows.append(
+            (all_methods()[row].title, *(paper.get(metric, "–") for metric in SHOWN), *cells, " / ".join(seeds))
+        )
     groups = (("paper", labels), *((setting, labels) for setting in settings), ("", ("n",)))
     return Table(name, TITLES[name], caption(records), groups, tuple(rows))
 
@@ -221,17 +258,47 @@ def to_markdown(table: Table) -> str:
     safe = markdown_safe
     heads = ["Method", *(f"{group}: {label}" if group else label for group, label in table.columns)]
     line = lambda cells: "| " + " | ".join(map(safe, cells)) + " |"
-    return "\n".join([f"**{safe(table.title)}**", "", line(heads), "|:--|" + "--:|" * len(table.columns), *map(line, table.rows), "", f"*{safe(table.caption)}*", ""])
+    return "\n".join(
+        [
+            f"**{safe(table.title)}**",
+            "",
+            line(heads),
+            "|:--|" + "--:|" * len(table.columns),
+            *map(line, table.rows),
+            "",
+            f"*{safe(table.caption)}*",
+            "",
+        ]
+    )
 
 
 def to_csv(table: Table) -> str:
     "The texts of a table; the caption is the first, commented line."
-    frame = pd.DataFrame(table.rows, columns=["method", *(f"{group} {label}".strip() for group, label in table.columns)])
+    frame = pd.DataFrame(
+        table.rows, columns=["method", *(f"{group} {label}".strip() for group, label in table.columns)]
+    )
     return f"# {table.caption}\n" + frame.to_csv(index=False)
 
 # %% ../../nbs/papers/42_tables.ipynb #5ccc8200
-_TEX = {"\\": r"\textbackslash{}", "%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}", "[": "{[}", "]": "{]}", "*": "{*}", "±": r"$\pm$", "½": r"$\frac12$", "–": "--", "⚑": r"$\ast$"}
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "%": r"\%",
+    "&": r"\&",
+    "_": r"\_",
+    "#": r"\#",
+    "$": r"\$",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "[": "{[}",
+    "]": "{]}",
+    "*": "{*}",
+    "±": r"$\pm$",
+    "½": r"$\frac12$",
+    "–": "--",
+    "⚑": r"$\ast$",
+}
 
 
 def tex_safe(text: str) -> str:
@@ -243,8 +310,18 @@ def to_tex(table: Table) -> str:
     "A booktabs table."
     spans = " & ".join(rf"\multicolumn{{{len(labels)}}}{{c}}{{{tex_safe(group)}}}" for group, labels in table.groups)
     line = lambda cells: " & ".join(map(tex_safe, cells)) + r" \\"
-    body = [rf" & {spans} \\", line(["Method", *(label for _, label in table.columns)]), r"\midrule", *map(line, table.rows)]
-    head = [r"\begin{table}", rf"\caption{{{tex_safe(table.title)}. {tex_safe(table.caption)}}}", rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule"]
+    body = [
+        rf" & {spans} \\",
+        line(["Method", *(label for _, label in table.columns)]),
+        r"\midrule",
+        *map(line, table.rows),
+    ]
+    head = [
+        r"\begin{table}",
+        rf"\caption{{{tex_safe(table.title)}. {tex_safe(table.caption)}}}",
+        rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+        r"\toprule",
+    ]
     return "\n".join([*head, *body, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
 # %% ../../nbs/papers/42_tables.ipynb #90479368
@@ -260,6 +337,7 @@ h1 { font-size: 1.2rem; }
 def to_html(table: Table, picture: bytes | None = None) -> str:
     "A page with the table (great-tables), readable on light and dark ground; all text is escaped, a PNG can stand below."
     from great_tables import GT
+
     keys = ["method", *(f"c{i}" for i in range(len(table.columns)))]
     labels = dict(zip(keys, ["Method", *(plain(label) for _, label in table.columns)]))
     title = html.escape(plain(table.title))
@@ -267,21 +345,32 @@ def to_html(table: Table, picture: bytes | None = None) -> str:
     gt = GT(pd.DataFrame(rows, columns=keys), id=table.name).cols_label(labels)  # escapes cells and labels itself
     at = 1
     for group, names in table.groups:
-        gt = gt.tab_spanner(group, keys[at:at + len(names)], id=f"group{at}") if group else gt
+        gt = gt.tab_spanner(group, keys[at : at + len(names)], id=f"group{at}") if group else gt
         at += len(names)
-    image = f'<p><img alt="{title}" src="data:image/png;base64,{base64.b64encode(picture).decode()}"></p>\n' if picture else ""
-    return f"<!doctype html>\n<meta charset=\"utf-8\">\n<title>{title}</title>\n{STYLE}<h1>{title}</h1>\n{gt.as_raw_html()}\n<p>{html.escape(plain(table.caption))}</p>\n{image}"
+    image = (
+        f'<p><img alt="{title}" src="data:image/png;base64,{base64.b64encode(picture).decode()}"></p>\n'
+        if picture
+        else ""
+    )
+    return f'<!doctype html>\n<meta charset="utf-8">\n<title>{title}</title>\n{STYLE}<h1>{title}</h1>\n{gt.as_raw_html()}\n<p>{html.escape(plain(table.caption))}</p>\n{image}'
 
 # %% ../../nbs/papers/42_tables.ipynb #d439711d
 def to_png(table: Table) -> bytes:
     "The table as a picture."
     from matplotlib.figure import Figure
+
     heads = ["Method", *(f"{group}\n{label}" for group, label in table.columns)]
-    figure = Figure(figsize=(1.25 * len(heads) + 2.5, .3 * len(table.rows) + 1.4), dpi=90)
+    figure = Figure(figsize=(1.25 * len(heads) + 2.5, 0.3 * len(table.rows) + 1.4), dpi=90)
     ax = figure.subplots()
     ax.axis("off")
     ax.set_title(table.title.replace("$", r"\$"), loc="left")
-    drawn = ax.table([[c.replace("$", r"\$") for c in row] for row in table.rows], colLabels=heads, loc="center", cellLoc="right", edges="horizontal")
+    drawn = ax.table(
+        [[c.replace("$", r"\$") for c in row] for row in table.rows],
+        colLabels=heads,
+        loc="center",
+        cellLoc="right",
+        edges="horizontal",
+    )
     drawn.auto_set_font_size(False)
     drawn.set_fontsize(8)
     drawn.auto_set_column_width(range(len(heads)))
@@ -295,7 +384,7 @@ def figure_png(figure, note: str = "") -> bytes:
     "A figure, with its caption below if it has one, as PNG bytes; without a date, so that the same numbers give the same file."
     width = int(12 * figure.get_figwidth())
     if note:
-        figure.text(.01, -.01, textwrap.fill(note, width).replace("$", r"\$"), fontsize=7, va="top")
+        figure.text(0.01, -0.01, textwrap.fill(note, width).replace("$", r"\$"), fontsize=7, va="top")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None})
     return buffer.getvalue()
@@ -307,39 +396,70 @@ def graph1_table(records: Sequence[Mapping]) -> Table:
     drawn = lambda label: label.endswith("%") or label == "n"
     keep = [i for i, (_, label) in enumerate(full.columns, 1) if drawn(label)]
     groups = tuple((group, tuple(filter(drawn, labels))) for group, labels in full.groups)
-    return Table("graph1", "Graph 1: helpfulness and harmfulness", full.caption, groups, tuple((row[0], *(row[i] for i in keep)) for row in full.rows))
+    return Table(
+        "graph1",
+        "Graph 1: helpfulness and harmfulness",
+        full.caption,
+        groups,
+        tuple((row[0], *(row[i] for i in keep)) for row in full.rows),
+    )
 
 
 def graph1(records: Sequence[Mapping]) -> bytes:
     "Graph 1 as PNG: one panel per setting, bars with intervals and values, the printed values beside them."
     from matplotlib.figure import Figure
+
     summary = summarise(records)
     settings = settings_of(summary)
     names = [name for name in rows_of("table2") if any((s, name, "good") in summary for s in settings)]
-    figure = Figure(figsize=(4.6 * len(settings) + 1.5, .42 * len(names) + 1.6), dpi=90, layout="constrained")
+    figure = Figure(figsize=(4.6 * len(settings) + 1.5, 0.42 * len(names) + 1.6), dpi=90, layout="constrained")
     panels = figure.subplots(1, len(settings), sharey=True, squeeze=False)[0]
     for ax, setting in zip(panels, settings):
-        for offset, metric, colour in ((-.2, "good", "#0072b2"), (.2, "harm", "#d55e00")):
-            _bars(ax, [summary.get((setting, name, metric)) for name in names], [printed("table2", name).get(metric) for name in names], offset, SHOWN[metric][0], colour)
-        ax.set(title=setting, xlim=(0, 118), yticks=range(len(names)), yticklabels=[all_methods()[n].title for n in names], ylim=(len(names) - .4, -.6))
+        for offset, metric, colour in ((-0.2, "good", "#0072b2"), (0.2, "harm", "#d55e00")):
+            _bars(
+                ax,
+                [summary.get((setting, name, metric)) for name in names],
+                [printed("table2", name).get(metric) for name in names],
+                offset,
+                SHOWN[metric][0],
+                colour,
+            )
+        ax.set(
+            title=setting,
+            xlim=(0, 118),
+            yticks=range(len(names)),
+            yticklabels=[all_methods()[n].title for n in names],
+            ylim=(len(names) - 0.4, -0.6),
+        )
         ax.spines[["top", "right"]].set_visible(False)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(dict(zip(labels, handles)).values(), dict(zip(labels, handles)), loc="outside upper center", ncols=4, frameon=False)
+    figure.legend(
+        dict(zip(labels, handles)).values(),
+        dict(zip(labels, handles)),
+        loc="outside upper center",
+        ncols=4,
+        frameon=False,
+    )
     return figure_png(figure, caption(records))
 
 # %% ../../nbs/papers/42_tables.ipynb #ec83d524
-def _bars(ax, cells: Sequence[Cell | None], paper: Sequence[str | None], offset: float, label: str, colour: str) -> None:
+def _bars(
+    ax, cells: Sequence[Cell | None], paper: Sequence[str | None], offset: float, label: str, colour: str
+) -> None:
     "Bars of one metric with intervals, values and the printed values."
     for i, (cell, text) in enumerate(zip(cells, paper)):
         y = i + offset
         if cell and cell.n:
             half = 0 if math.isnan(cell.half) else 100 * cell.half
-            ax.barh(y, 100 * cell.mean, .36, xerr=half, color=colour, error_kw={"lw": .8}, label=label)
+            ax.barh(y, 100 * cell.mean, 0.36, xerr=half, color=colour, error_kw={"lw": 0.8}, label=label)
         value = float(text.split()[0]) if text else math.nan
         if text:
             ax.plot(value, y, "D", mfc="none", mec="k", ms=5, label="printed in the paper")
         ours = f"{100 * cell.mean:.1f}" if cell and cell.n else "–"
-        right = max(100 * cell.mean + (0 if math.isnan(cell.half) else 100 * cell.half) if cell and cell.n else 0, value if text else 0)
+        right = max(
+            100 * cell.mean + (0 if math.isnan(cell.half) else 100 * cell.half) if cell and cell.n else 0,
+            value if text else 0,
+        )
         ax.text(min(right + 2, 140), y, f"{ours} ({text.split()[0]})" if text else ours, va="center", fontsize=7)
 
 # %% ../../nbs/papers/42_tables.ipynb #b136b46f
@@ -355,10 +475,23 @@ def compare(published: Sequence[Mapping] | None, yours: Sequence[Mapping], table
             for metric, (label, percent) in SHOWN.items():
                 if cell := ours.get((setting, name, metric)):
                     known = theirs.get((setting, name, metric))
-                    rows.append({"setting": setting, "method": all_methods()[name].title, "metric": label, "printed": printed(table, name).get(metric, "–"),
-                                 "published": known.text(percent) if known else "–", "yours": cell.text(percent), "outside": not known.holds(cell.mean) if known else None,
-                                 "n_published": str(known.n) if known else "–", "n_yours": str(cell.n)})
-    return pd.DataFrame(rows, columns=["setting", "method", "metric", "printed", "published", "yours", "outside", "n_published", "n_yours"])
+                    rows.append(
+                        {
+                            "setting": setting,
+                            "method": all_methods()[name].title,
+                            "metric": label,
+                            "printed": printed(table, name).get(metric, "–"),
+                            "published": known.text(percent) if known else "–",
+                            "yours": cell.text(percent),
+                            "outside": not known.holds(cell.mean) if known else None,
+                            "n_published": str(known.n) if known else "–",
+                            "n_yours": str(cell.n),
+                        }
+                    )
+    return pd.DataFrame(
+        rows,
+        columns=["setting", "method", "metric", "printed", "published", "yours", "outside", "n_published", "n_yours"],
+    )
 
 
 def compare_table(comparison: pd.DataFrame, name: str, note: str, setting: str) -> Table:
@@ -368,9 +501,26 @@ def compare_table(comparison: pd.DataFrame, name: str, note: str, setting: str) 
     rows = []
     for title, group in part.groupby("method", sort=False):
         by = group.set_index("metric")
-        rows.append((title, *(text for m in metrics for text in (by.printed[m], by.published[m], by.yours[m] + (" ⚑" if by.outside[m] is True or by.outside[m] == 1 else ""))), by.n_published.iloc[0], by.n_yours.iloc[0]))
+        rows.append(
+            (
+                title,
+                *(
+                    text
+                    for m in metrics
+                    for text in (
+                        by.printed[m],
+                        by.published[m],
+                        by.yours[m] + (" ⚑" if by.outside[m] is True or by.outside[m] == 1 else ""),
+                    )
+                ),
+                by.n_published.iloc[0],
+                by.n_yours.iloc[0],
+            )
+        )
     groups = (*((m, ("printed", "published", "yours")) for m in metrics), ("n", ("published", "yours")))
-    return Table(f"{name}_{setting}", f"{TITLES[name]}, {setting}: printed · published · yours", note, groups, tuple(rows))
+    return Table(
+        f"{name}_{setting}", f"{TITLES[name]}, {setting}: printed · published · yours", note, groups, tuple(rows)
+    )
 
 # %% ../../nbs/papers/42_tables.ipynb #90dc3944
 def tables_folder(outputs: Path, folder: str) -> Path:
@@ -386,8 +536,13 @@ def figures_folder(outputs: Path, folder: str) -> Path:
 def write_table(table: Table, outputs: Path, folder: str, chart: bytes | None = None) -> list[Path]:
     "A table as csv, md, tex, html and png; with `chart`, that picture stands in the html and is the png. Returns the paths."
     into = tables_folder(outputs, folder) / table.name
-    forms = {into.with_suffix(".csv"): to_csv(table), into.with_suffix(".md"): to_markdown(table), into.with_suffix(".tex"): to_tex(table),
-             into.with_suffix(".html"): to_html(table, chart), figures_folder(outputs, folder) / f"{table.name}.png": chart or to_png(table)}
+    forms = {
+        into.with_suffix(".csv"): to_csv(table),
+        into.with_suffix(".md"): to_markdown(table),
+        into.with_suffix(".tex"): to_tex(table),
+        into.with_suffix(".html"): to_html(table, chart),
+        figures_folder(outputs, folder) / f"{table.name}.png": chart or to_png(table),
+    }
     for path, content in forms.items():
         atomic_write(path, content)
     return list(forms)
@@ -402,7 +557,10 @@ def write_tables(outputs: Path, folder: str = "quick", published: Path | None = 
     tables, written = tables_folder(outputs, folder), []
     for table in (build_table(name, records) for name in shown_tables(records)):
         written += write_table(table, outputs, folder)
-        atomic_write(tables / f"{table.name}_wide.csv", wide(summarise(records), rows_of(table.name), table.name).to_csv(index=False))
+        atomic_write(
+            tables / f"{table.name}_wide.csv",
+            wide(summarise(records), rows_of(table.name), table.name).to_csv(index=False),
+        )
         written += [tables / f"{table.name}_wide.csv"]
     if "table2" in shown_tables(records):
         written += write_table(graph1_table(records), outputs, folder, graph1(records))
@@ -427,7 +585,10 @@ def _write_comparison(records: Sequence[Mapping], published: Path | None, folder
         if frame.empty:
             continue
         atomic_write(tables / f"{name}_compared.csv", frame.to_csv(index=False))
-        texts = [to_markdown(compare_table(frame, name, comparison_note(records, published, folder), setting)) for setting in dict.fromkeys(frame.setting)]
+        texts = [
+            to_markdown(compare_table(frame, name, comparison_note(records, published, folder), setting))
+            for setting in dict.fromkeys(frame.setting)
+        ]
         atomic_write(tables / f"{name}_compared.md", "\n".join(texts))
         written += [tables / f"{name}_compared.csv", tables / f"{name}_compared.md"]
     return written
@@ -449,7 +610,11 @@ def comparison_note(records: Sequence[Mapping], published: Path | None, folder: 
     if theirs is None:
         return f"{caption(records)} Nothing is published to compare with."
     same = theirs[0]["data_sha256"] == records[0]["data_sha256"] and theirs[0]["profile"] == records[0]["profile"]
-    what = "on the same data and profile" if same else f"on {plain(theirs[0]['data']['name'])} data with profile {theirs[0]['profile']}, so its cells may differ"
+    what = (
+        "on the same data and profile"
+        if same
+        else f"on {plain(theirs[0]['data']['name'])} data with profile {theirs[0]['profile']}, so its cells may differ"
+    )
     return f"{caption(records)} Published: {what}. ⚑: your mean lies outside the published interval."
 
 
@@ -457,7 +622,11 @@ def summary_line(comparison: pd.DataFrame) -> str:
     "How many cells were compared, and how many lie outside."
     known = comparison[comparison.outside.notna()] if len(comparison) else comparison
     outside = int((known.outside == True).sum()) if len(known) else 0  # noqa: E712
-    return f"{len(known)} cells compared with the published ones, {outside} outside their interval." if len(known) else "No published cell to compare with."
+    return (
+        f"{len(known)} cells compared with the published ones, {outside} outside their interval."
+        if len(known)
+        else "No published cell to compare with."
+    )
 
 # %% ../../nbs/papers/42_tables.ipynb #035ca50e
 NOT_YET = "Not computed yet: run `make reproduce`."
@@ -478,20 +647,38 @@ def findings(records: Sequence[Mapping]) -> list[str]:
 
     def text(name: str, metric: str, setting: str = "stress") -> str:
         cell = s[setting, name, metric]
-        return cell.text(metric in ("good", "harm", "help_cosine", "recall_at_1")) + (" %" if metric in ("good", "harm") else "")
+        return cell.text(metric in ("good", "harm", "help_cosine", "recall_at_1")) + (
+            " %" if metric in ("good", "harm") else ""
+        )
 
     lines: list[Callable[[], str]] = [
-        lambda: f"**The mask does most of the safety work.** Stress, harmfulness: similarity ranking {text('similarity', 'harm')}, the same with the mask and no training "
-                f"{text('similarity_mask', 'harm')}, dual-objective PPO {text('dual_ppo', 'harm')} (literal) and {text('dual_ppo_bandit', 'harm')} (bandit).",
-        lambda: f"**What training adds.** Stress, average reward: similarity + mask {text('similarity_mask', 'average_reward')}, dual-objective PPO with Table 1's γ {text('dual_ppo', 'average_reward')}, "
-                f"with γ = 0 {text('dual_ppo_bandit', 'average_reward')}, with the exact baseline {text('dual_ppo_exact', 'average_reward')}; the best possible is {text('oracle', 'average_reward')}.",
-        lambda: f"**One offset vector**, the same 384 numbers for every state, reaches {text('offset', 'average_reward')}.",
-        lambda: f"**Nothing sampled**: the same network, trained by the exact gradient with the same limit of epochs and patience, reaches {text('exact_gradient', 'average_reward')}.",
-        lambda: f"**Learned against fixed weights** (bandit): {text('dual_ppo_bandit', 'average_reward')} against {text('fixed_weights_bandit', 'average_reward')} average reward, "
-                f"harmfulness {text('dual_ppo_bandit', 'harm')} against {text('fixed_weights_bandit', 'harm')}.",
-        lambda: f"**Rewarding helpfulness alone**: harmfulness {text('so_ppo_bandit', 'harm')} against {text('similarity', 'harm')} before training and {text('sft', 'harm')} for SFT.",
-        lambda: f"**Padding** with its mask against no padding at all: {text('dual_ppo', 'average_reward')} against {text('wo_padding_ragged', 'average_reward')} average reward.",
-        lambda: f"**In the clean setting** there is little to win: harmfulness is {text('similarity', 'harm', 'clean')} before any training and {text('dual_ppo_bandit', 'harm', 'clean')} after it.",
+        lambda: (
+            f"**The mask does most of the safety work.** Stress, harmfulness: similarity ranking {text('similarity', 'harm')}, the same with the mask and no training "
+            f"{text('similarity_mask', 'harm')}, dual-objective PPO {text('dual_ppo', 'harm')} (literal) and {text('dual_ppo_bandit', 'harm')} (bandit)."
+        ),
+        lambda: (
+            f"**What training adds.** Stress, average reward: similarity + mask {text('similarity_mask', 'average_reward')}, dual-objective PPO with Table 1's γ {text('dual_ppo', 'average_reward')}, "
+            f"with γ = 0 {text('dual_ppo_bandit', 'average_reward')}, with the exact baseline {text('dual_ppo_exact', 'average_reward')}; the best possible is {text('oracle', 'average_reward')}."
+        ),
+        lambda: (
+            f"**One offset vector**, the same 384 numbers for every state, reaches {text('offset', 'average_reward')}."
+        ),
+        lambda: (
+            f"**Nothing sampled**: the same network, trained by the exact gradient with the same limit of epochs and patience, reaches {text('exact_gradient', 'average_reward')}."
+        ),
+        lambda: (
+            f"**Learned against fixed weights** (bandit): {text('dual_ppo_bandit', 'average_reward')} against {text('fixed_weights_bandit', 'average_reward')} average reward, "
+            f"harmfulness {text('dual_ppo_bandit', 'harm')} against {text('fixed_weights_bandit', 'harm')}."
+        ),
+        lambda: (
+            f"**Rewarding helpfulness alone**: harmfulness {text('so_ppo_bandit', 'harm')} against {text('similarity', 'harm')} before training and {text('sft', 'harm')} for SFT."
+        ),
+        lambda: (
+            f"**Padding** with its mask against no padding at all: {text('dual_ppo', 'average_reward')} against {text('wo_padding_ragged', 'average_reward')} average reward."
+        ),
+        lambda: (
+            f"**In the clean setting** there is little to win: harmfulness is {text('similarity', 'harm', 'clean')} before any training and {text('dual_ppo_bandit', 'harm', 'clean')} after it."
+        ),
     ]
     out = []
     for line in lines:
@@ -502,8 +689,19 @@ def findings(records: Sequence[Mapping]) -> list[str]:
     return out or [NOT_YET]
 
 # %% ../../nbs/papers/42_tables.ipynb #99096e68
-TABLE1 = {"policy_lr": "3e-5", "value_lr": "1e-4", "clip": "0.2", "minibatch": "32", "inner_epochs": "4", "gamma": "0.99", "lam": "0.95", "t_max": "10 turns",
-          "epochs": "50", "patience": "5", "weights": "0.5, 0.5"}
+TABLE1 = {
+    "policy_lr": "3e-5",
+    "value_lr": "1e-4",
+    "clip": "0.2",
+    "minibatch": "32",
+    "inner_epochs": "4",
+    "gamma": "0.99",
+    "lam": "0.95",
+    "t_max": "10 turns",
+    "epochs": "50",
+    "patience": "5",
+    "weights": "0.5, 0.5",
+}
 
 
 def _same(printed_value: str, ours: object) -> bool:
@@ -520,7 +718,15 @@ def configuration(record: Mapping) -> pd.DataFrame:
             if part == "method" and name in ("gamma", "lam") and not _uses(record, name):
                 value = f"{value} (not used: advantage is {record['config']['method']['advantage']})"
             differs = bool(paper) and (isinstance(value, str) or not _same(paper, value))
-            rows.append({"parameter": name, "of": part, "Table 1": paper or "not given", "this run": json.dumps(value).strip('"'), "differs": differs})
+            rows.append(
+                {
+                    "parameter": name,
+                    "of": part,
+                    "Table 1": paper or "not given",
+                    "this run": json.dumps(value).strip('"'),
+                    "differs": differs,
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -543,7 +749,14 @@ def mask_effect(record: Mapping) -> pd.DataFrame:
     "Metrics of the policy with its own mask, with the mask lifted, and after the last epoch: mean ± interval over seeds."
     names = {"as trained": "test", "mask lifted": "mask_off", "last epoch": "last"}
     shown = {"good": True, "harm": True, "average_reward": False, "help": False, "p_harm": False, "recall_at_1": True}
-    return pd.DataFrame({title: {m: Cell.of([one[key][m] for one in record["results"]]).text(percent) for m, percent in shown.items()} for title, key in names.items()})
+    return pd.DataFrame(
+        {
+            title: {
+                m: Cell.of([one[key][m] for one in record["results"]]).text(percent) for m, percent in shown.items()
+            }
+            for title, key in names.items()
+        }
+    )
 
 # %% ../../nbs/papers/42_tables.ipynb #78615cef
 def examples(record: Mapping, card: Mapping, texts: str | Path | None = None) -> pd.DataFrame:
@@ -565,13 +778,18 @@ def examples(record: Mapping, card: Mapping, texts: str | Path | None = None) ->
 def _exchanges(folder: Path, card: Mapping) -> list:
     "The exchanges of the features, in their order; the files are compared with the card by sha256."
     from dualppo.text.data import clean
+
     dialogues = folder / "wow" if (folder / "wow").is_dir() else folder
     if not dialogues.exists():
-        raise DataError(f"{dialogues}: no such folder; leave `texts` empty or name the one the features were built from.")
+        raise DataError(
+            f"{dialogues}: no such folder; leave `texts` empty or name the one the features were built from."
+        )
     hashes = {Path(name).name: digest for name, digest in card.get("sources", {}).items()}
     for path in sorted(dialogues.glob("*.json")) if dialogues.is_dir() else [dialogues]:
         if hashes.get(path.name) != sha256_of(path):
-            raise DataError(f"{path}: is not the file the features were built from; leave `texts` empty or name the folder they came from.")
+            raise DataError(
+                f"{path}: is not the file the features were built from; leave `texts` empty or name the folder they came from."
+            )
     return clean(load_dialogues(dialogues)[0])[0]
 
 

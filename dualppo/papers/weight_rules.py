@@ -26,6 +26,7 @@ def literal_share(curves: Sequence[Mapping], eta: float = 0.01) -> np.ndarray:
 def trajectories_figure(records: Mapping[str, Mapping]):
     "The share of α by epoch, one panel per learned rule and one line per seed; dotted: the closed form of the literal rule."
     from matplotlib.figure import Figure
+
     learned = {label: record for label, record in records.items() if not label.startswith("fixed")}
     figure = Figure(figsize=(9, 3.6), dpi=80, layout="constrained")
     axes = figure.subplots(2, -(-len(learned) // 2), sharex=True, sharey=True, squeeze=False)
@@ -33,11 +34,16 @@ def trajectories_figure(records: Mapping[str, Mapping]):
         for one in record["results"]:
             ax.plot([row["epoch"] for row in one["curves"]], alpha_share(one["curves"]), color="C0", lw=1)
         if label == "literal":
-            ax.plot([row["epoch"] for row in record["results"][0]["curves"]], literal_share(record["results"][0]["curves"]), "k:", lw=2)
+            ax.plot(
+                [row["epoch"] for row in record["results"][0]["curves"]],
+                literal_share(record["results"][0]["curves"]),
+                "k:",
+                lw=2,
+            )
         ax.set_title(label, fontsize=8)
         ax.set_ylim(0, 1)
         ax.spines[["top", "right"]].set_visible(False)
-    for ax in axes.flat[len(learned):]:
+    for ax in axes.flat[len(learned) :]:
         ax.set_axis_off()
     figure.supxlabel("epoch", fontsize=8)
     figure.supylabel("α / (α + β)", fontsize=8)

@@ -29,7 +29,9 @@ class TwoTower(nn.Module):
     Source: seed 000 §4.B (two-layer ReLU head), §3.E (warm start), A24b, A30.
     """
 
-    def __init__(self, state_dim: int, action_dim: int, hidden: int = 256, kappa: float = 40.0, warm_start: bool = True):
+    def __init__(
+        self, state_dim: int, action_dim: int, hidden: int = 256, kappa: float = 40.0, warm_start: bool = True
+    ):
         super().__init__()
         self.kappa, self.warm_start = kappa, warm_start
         self.f = nn.Sequential(nn.Linear(state_dim, hidden), nn.ReLU(), nn.Linear(hidden, action_dim))
@@ -58,8 +60,8 @@ class Offset(nn.Module):
 # %% ../../nbs/policies/0a_policy.ipynb #a5267cad
 def _pairs(x: Tensor, anchor: Tensor, candidates: Tensor) -> Tensor:
     "What a pair of state and reply looks like `[B, N, F]`: products of every block of the state with the reply, their sums, distance, the reply."
-    blocks = torch.cat([x.unflatten(1, (-1, anchor.shape[1])), anchor[:, None]], 1)                   # [B, blocks + 1, d]
-    products = blocks[:, None] * candidates[:, :, None]                                               # [B, N, blocks + 1, d]
+    blocks = torch.cat([x.unflatten(1, (-1, anchor.shape[1])), anchor[:, None]], 1)  # [B, blocks + 1, d]
+    products = blocks[:, None] * candidates[:, :, None]  # [B, N, blocks + 1, d]
     return torch.cat([products.flatten(2), products.sum(-1), (anchor[:, None] - candidates).abs(), candidates], -1)
 
 
@@ -69,7 +71,10 @@ class Cross(nn.Module):
     def __init__(self, state_dim: int, action_dim: int, kappa: float = 40.0, hidden: int = 64):
         super().__init__()
         blocks = state_dim // action_dim + 1
-        self.kappa, self.f = kappa, nn.Sequential(nn.Linear((blocks + 2) * action_dim + blocks, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        self.kappa, self.f = (
+            kappa,
+            nn.Sequential(nn.Linear((blocks + 2) * action_dim + blocks, hidden), nn.ReLU(), nn.Linear(hidden, 1)),
+        )
         nn.init.zeros_(self.f[2].weight)
         nn.init.zeros_(self.f[2].bias)
 
@@ -92,7 +97,9 @@ class SetAware(nn.Module):
 
     def forward(self, x: Tensor, anchor: Tensor, candidates: Tensor) -> Tensor:
         similarity = torch.bmm(anchor[:, None], candidates.mT).squeeze(1)
-        return self.kappa * (similarity + self.leave(self.attend(self.enter(_pairs(x, anchor, candidates)))).squeeze(-1))
+        return self.kappa * (
+            similarity + self.leave(self.attend(self.enter(_pairs(x, anchor, candidates)))).squeeze(-1)
+        )
 
 # %% ../../nbs/policies/0a_policy.ipynb #66ac69aa
 class Critic(nn.Module):
@@ -121,22 +128,46 @@ class Policy(nn.Module):
 
 # %% ../../nbs/policies/0a_policy.ipynb #179207d5
 @torch.no_grad()
-def all_log_probs(policy: Policy, env, mask: MaskMode | None = None, states: Tensor | None = None, at_once: int = 8192) -> Tensor:
+def all_log_probs(
+    policy: Policy, env, mask: MaskMode | None = None, states: Tensor | None = None, at_once: int = 8192
+) -> Tensor:
     "Log-probabilities `[S, N]` of the given states Long `[S]` (None: all), `at_once` candidates at a time: embeddings are never all in memory."
     states = torch.arange(len(env), device=env.x.device) if states is None else states
-    out = env.anchor.new_empty(len(states), env.cand.shape[1])          # whole at once: pieces kept between large temporaries would scatter the heap
+    out = env.anchor.new_empty(
+        len(states), env.cand.shape[1]
+    )  # whole at once: pieces kept between large temporaries would scatter the heap
     for part in torch.arange(len(states), device=states.device).split(max(1, at_once // env.cand.shape[1])):
         out[part] = policy(env, states[part], mask)
     return out
 
 # %% ../../nbs/policies/0a_policy.ipynb #4e246a21
-def make_policy(kind: PolicyKind, state_dim: int, action_dim: int, *, hidden: int = 256, kappa: float = 40.0,
-                warm_start: bool = True, mask: MaskMode = "on") -> Policy:
+def make_policy(
+    kind: PolicyKind,
+    state_dim: int,
+    action_dim: int,
+    *,
+    hidden: int = 256,
+    kappa: float = 40.0,
+    warm_start: bool = True,
+    mask: MaskMode = "on",
+) -> Policy:
     "The policy of a name; its weights come from torch's generator, which the caller seeds."
-    makers = {"two_tower": lambda: TwoTower(state_dim, action_dim, hidden, kappa, warm_start), "offset": lambda: Offset(action_dim, kappa),
-              "cross": lambda: Cross(state_dim, action_dim, kappa), "set": lambda: SetAware(state_dim, action_dim, kappa)}
+    makers = {
+        "two_tower": lambda: TwoTower(state_dim, action_dim, hidden, kappa, warm_start),
+        "offset": lambda: Offset(action_dim, kappa),
+        "cross": lambda: Cross(state_dim, action_dim, kappa),
+        "set": lambda: SetAware(state_dim, action_dim, kappa),
+    }
     if kind not in makers:
         raise ValueError(f"policy must be 'two_tower', 'offset', 'cross' or 'set', got {kind!r}.")
     policy = Policy(makers[kind](), mask)
-    policy.made = {"kind": kind, "state_dim": state_dim, "action_dim": action_dim, "hidden": hidden, "kappa": kappa, "warm_start": warm_start, "mask": mask}
+    policy.made = {
+        "kind": kind,
+        "state_dim": state_dim,
+        "action_dim": action_dim,
+        "hidden": hidden,
+        "kappa": kappa,
+        "warm_start": warm_start,
+        "mask": mask,
+    }
     return policy

@@ -26,12 +26,27 @@ def load_policy(path: Path, device: str | torch.device = "cpu") -> Policy:
     "The policy of a file, ready to choose. Raises DataError, one sentence, for a file that is missing or holds no policy."
     try:
         with safetensors.safe_open(path, "pt", device=str(device)) as file:
-            made, tensors = json.loads((file.metadata() or {})["policy"]), {name: file.get_tensor(name) for name in file.keys()}
+            made, tensors = (
+                json.loads((file.metadata() or {})["policy"]),
+                {name: file.get_tensor(name) for name in file.keys()},
+            )
         with torch.random.fork_rng(devices=[]):
             policy = make_policy(**made).to(device)
         policy.load_state_dict(tensors)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; train the method first, which leaves its policies beside the record.") from None
-    except (OSError, safetensors.SafetensorError, ValueError, LookupError, TypeError, RuntimeError, AttributeError) as error:
-        raise DataError(f"{path}: holds no policy ({str(error).splitlines()[0][:200]}); train the method again.") from None
+        raise DataError(
+            f"{path}: no such file; train the method first, which leaves its policies beside the record."
+        ) from None
+    except (
+        OSError,
+        safetensors.SafetensorError,
+        ValueError,
+        LookupError,
+        TypeError,
+        RuntimeError,
+        AttributeError,
+    ) as error:
+        raise DataError(
+            f"{path}: holds no policy ({str(error).splitlines()[0][:200]}); train the method again."
+        ) from None
     return policy.eval()

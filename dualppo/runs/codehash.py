@@ -31,9 +31,12 @@ def _imports(nodes: Iterable[ast.AST], package: str) -> Iterator[tuple[str, tupl
     for node in nodes:
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield (alias.asname or alias.name.partition(".")[0]), (alias.name if alias.asname else alias.name.partition(".")[0], None)
+                yield (
+                    (alias.asname or alias.name.partition(".")[0]),
+                    (alias.name if alias.asname else alias.name.partition(".")[0], None),
+                )
         elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[:len(package.split(".")) - node.level + 1] if node.level else []
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             module = ".".join([*above, *([node.module] if node.module else [])])
             for alias in node.names:
                 yield (alias.asname or alias.name), (module, alias.name)
@@ -52,7 +55,9 @@ def _top(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
     "Top-level statements, those under `if` and `try` included."
     for statement in body:
         if isinstance(statement, (ast.If, ast.Try)):
-            yield from _top([*statement.body, *statement.orelse, *(s for h in getattr(statement, "handlers", ()) for s in h.body)])
+            yield from _top(
+                [*statement.body, *statement.orelse, *(s for h in getattr(statement, "handlers", ()) for s in h.body)]
+            )
         else:
             yield statement
 
@@ -70,7 +75,11 @@ def read_module(source: str, package: str) -> Module:
 # %% ../../nbs/workshop/40b_codehash.ipynb #f4f293e1
 def _globals(table: symtable.SymbolTable) -> set[str]:
     "Names that a scope and those inside it look up in the module: a local of the same name is another thing."
-    own = {s.get_name() for s in table.get_symbols() if s.is_referenced() and (s.is_global() or table.get_type() == "module")}
+    own = {
+        s.get_name()
+        for s in table.get_symbols()
+        if s.is_referenced() and (s.is_global() or table.get_type() == "module")
+    }
     return own.union(*map(_globals, table.get_children()))
 
 
@@ -93,7 +102,12 @@ def _mentions(statement: ast.stmt) -> frozenset[tuple[str, ...]]:
 class _NoDocstrings(ast.NodeTransformer):
     def _strip(self, node):
         self.generic_visit(node)
-        if node.body and isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant) and isinstance(node.body[0].value.value, str):
+        if (
+            node.body
+            and isinstance(node.body[0], ast.Expr)
+            and isinstance(node.body[0].value, ast.Constant)
+            and isinstance(node.body[0].value.value, str)
+        ):
             node.body = node.body[1:] or [ast.Pass()]
         return node
 
@@ -188,4 +202,6 @@ def reached(roots: Iterable[str], folders: Mapping[str, Path]) -> dict[str, str]
 
 def sha256_of(definitions: Mapping[str, str]) -> str:
     "One sha256 over definitions."
-    return hashlib.sha256("\n".join(f"{name} {text}" for name, text in sorted(definitions.items())).encode()).hexdigest()
+    return hashlib.sha256(
+        "\n".join(f"{name} {text}" for name, text in sorted(definitions.items())).encode()
+    ).hexdigest()

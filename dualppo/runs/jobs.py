@@ -66,6 +66,7 @@ def lock(path: Path, shared: bool = False, wait: bool = True) -> Lock | None:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             from dualppo.text.data import _cannot_write
+
             raise _cannot_write(path, error) from error
         try:
             granted = _flock(file, how)
@@ -90,6 +91,7 @@ def _names(path: Path, file: int) -> bool:
 def sweep(folder: Path) -> list[Path]:
     "Remove unfinished files and folders below `folder`, but no file that a living process is writing; what was removed."
     from dualppo.text.data import SCRATCH
+
     removed = []
     for path in sorted(folder.rglob(f"{SCRATCH}*")):
         with suppress(OSError):
@@ -124,6 +126,7 @@ def at_work(folder: Path) -> Iterator[None]:
 # %% ../../nbs/workshop/40a_jobs.ipynb #28929315
 def follow_parent() -> None:
     "End this process, and those it started, on SIGTERM and as soon as its standard input is closed: when its parent ends."
+
     def end(*_: object) -> None:
         with suppress(OSError):  # a kernel that is just being started does not watch its parent yet
             for path in Path("/proc/self/task").glob("*/children"):
@@ -161,7 +164,14 @@ class Children:
             if self.stopped:
                 return -1
             with log.open("wb") as out:
-                process = subprocess.Popen(following(command), stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+                process = subprocess.Popen(
+                    following(command),
+                    stdin=subprocess.PIPE,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    start_new_session=True,
+                )
             self.running.add(process)
         try:
             return process.wait()
@@ -235,7 +245,10 @@ def available_memory_mb(root: Path = Path("/")) -> float:
             if number == "0":
                 top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
             elif "memory" in controllers.split(","):
-                top, names = root / "sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+                top, names = (
+                    root / "sys/fs/cgroup/memory",
+                    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+                )
             else:
                 continue
             own = top / path.strip("/")

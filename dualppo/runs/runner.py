@@ -40,10 +40,27 @@ from torch import Tensor
 
 from ..bench.candidates import SETTINGS, CandidateSpec
 from ..core.config import nearest
-from ..text.data import SCRATCH, DataError, atomic_write, cached_official, download_official, load_dialogues, load_json
+from dualppo.text.data import (
+    SCRATCH,
+    DataError,
+    atomic_write,
+    cached_official,
+    download_official,
+    load_dialogues,
+    load_json,
+)
 from ..bench.env import Graded, Splits, make_envs
 from ..bench.features import KINDS, Features, embedded_path, load_features
-from .jobs import Children, Lock, Terminated, affordable_workers, at_work, available_memory_mb, lock, terminable
+from dualppo.runs.jobs import (
+    Children,
+    Lock,
+    Terminated,
+    affordable_workers,
+    at_work,
+    available_memory_mb,
+    lock,
+    terminable,
+)
 from ..methods.base import Trained, learner_of, stack_of
 from .codehash import folder_of, reached, sha256_of
 from ..methods.rows import Method, addressed, all_methods, configure, method, stacks, train, train_together
@@ -70,21 +87,60 @@ class Profile:
         return tuple(range(self.headline if self.headline and method in HEADLINE else self.seeds))
 
 
-HEADLINE = ("random", "similarity", "similarity_mask", "oracle", "dual_ppo", "dual_ppo_bandit", "fixed_weights_bandit", "wo_mask_bandit", "wo_padding_ragged")
-PAPER_ONLY = ("wo_vectorization_id_bandit", "zero_mask_bandit", "literal_weights_bandit")  # further readings of rows that `quick` already has
+HEADLINE = (
+    "random",
+    "similarity",
+    "similarity_mask",
+    "oracle",
+    "dual_ppo",
+    "dual_ppo_bandit",
+    "fixed_weights_bandit",
+    "wo_mask_bandit",
+    "wo_padding_ragged",
+)
+PAPER_ONLY = (
+    "wo_vectorization_id_bandit",
+    "zero_mask_bandit",
+    "literal_weights_bandit",
+)  # further readings of rows that `quick` already has
 
 SEED_003 = tuple(name for name, row in all_methods().items() if "molma" in row.tables)
 SEED_000 = tuple(name for name, row in all_methods().items() if {"table2", "table3"} & set(row.tables))
 CONTROLS = ("random", "similarity", "similarity_mask", "oracle")  # in every table
 
-PROFILES = {profile.name: profile for profile in (
-    Profile("smoke", "about a minute: does everything work?", 1, (("epochs", 1), ("inner_epochs", 1), ("dialogues_per_epoch", 100), ("iterations", 5)),
-            ("similarity", "similarity_mask", "sft", "dual_ppo", "dual_ppo_bandit", "wo_mask_bandit")),
-    Profile("quick", "3 seeds, 12 epochs of 340 dialogues, no early stop: under 20 minutes on two cores", 3,
-            (("epochs", 12), ("patience", 12), ("dialogues_per_epoch", 340)), tuple(n for n in SEED_000 if n not in PAPER_ONLY)),
-    Profile("paper", "Table 1's 50 epochs with patience 5, 20 seeds of the headline methods and 12 of the others: hours", 12, methods=SEED_000, headline=20),
-    Profile("molma", "MOLMA and its baselines, 10 seeds: an hour on two cores", 10, (("epochs", 12), ("patience", 12), ("dialogues_per_epoch", 340)), (*CONTROLS, *SEED_003)),
-)}
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile(
+            "smoke",
+            "about a minute: does everything work?",
+            1,
+            (("epochs", 1), ("inner_epochs", 1), ("dialogues_per_epoch", 100), ("iterations", 5)),
+            ("similarity", "similarity_mask", "sft", "dual_ppo", "dual_ppo_bandit", "wo_mask_bandit"),
+        ),
+        Profile(
+            "quick",
+            "3 seeds, 12 epochs of 340 dialogues, no early stop: under 20 minutes on two cores",
+            3,
+            (("epochs", 12), ("patience", 12), ("dialogues_per_epoch", 340)),
+            tuple(n for n in SEED_000 if n not in PAPER_ONLY),
+        ),
+        Profile(
+            "paper",
+            "Table 1's 50 epochs with patience 5, 20 seeds of the headline methods and 12 of the others: hours",
+            12,
+            methods=SEED_000,
+            headline=20,
+        ),
+        Profile(
+            "molma",
+            "MOLMA and its baselines, 10 seeds: an hour on two cores",
+            10,
+            (("epochs", 12), ("patience", 12), ("dialogues_per_epoch", 340)),
+            (*CONTROLS, *SEED_003),
+        ),
+    )
+}
 
 # %% ../../nbs/workshop/41_runner.ipynb #b7f19a10
 @dataclass(frozen=True)
@@ -119,8 +175,14 @@ def resolve(run: Run) -> tuple[Method, CandidateSpec]:
     """
     row, spec = method(run.method), SETTINGS[one_of("setting", run.setting, SETTINGS)]
     profile = PROFILES[one_of("profile", run.profile, PROFILES)]
-    if not 0 < len(run.seeds) <= 10_000 or any(isinstance(s, bool) or not isinstance(s, int) or not 0 <= s < 2 ** 63 for s in run.seeds) or len(set(run.seeds)) < len(run.seeds):
-        raise DataError(f"seeds must be different whole numbers from 0 to 2⁶³ − 1, at most 10000 of them, got {list(run.seeds[:20])}.")
+    if (
+        not 0 < len(run.seeds) <= 10_000
+        or any(isinstance(s, bool) or not isinstance(s, int) or not 0 <= s < 2**63 for s in run.seeds)
+        or len(set(run.seeds)) < len(run.seeds)
+    ):
+        raise DataError(
+            f"seeds must be different whole numbers from 0 to 2⁶³ − 1, at most 10000 of them, got {list(run.seeds[:20])}."
+        )
     profiled = {f"config.{k}": v for k, v in profile.overrides if k in {f.name for f in fields(row.config)}}
     parts = {"config": row.config, "env": row.env, "candidates": spec}
     changes = addressed(profiled, parts, f"profile {profile.name!r}")
@@ -133,7 +195,10 @@ def resolve(run: Run) -> tuple[Method, CandidateSpec]:
     return configure(row, {f"{part}.{k}": v for part in ("config", "env") for k, v in changes[part].items()}), spec
 
 # %% ../../nbs/workshop/41_runner.ipynb #97f5d09c
-ASSETS = {"judges": ("judge.safetensors",), "reward_models": ("pairs.safetensors",)}  # weights that a module reads and that decide a result
+ASSETS = {
+    "judges": ("judge.safetensors",),
+    "reward_models": ("pairs.safetensors",),
+}  # weights that a module reads and that decide a result
 
 
 def package_folder() -> Path:
@@ -144,7 +209,12 @@ def package_folder() -> Path:
 def code_of(config: object) -> list[type]:
     "The classes that train a configuration, and those of the methods that it trains on its way."
     learner, stack = learner_of(config), stack_of(config)
-    return [type(config), learner, *([stack] if stack else []), *(kind for other in learner.trains(config) for kind in code_of(other))]
+    return [
+        type(config),
+        learner,
+        *([stack] if stack else []),
+        *(kind for other in learner.trains(config) for kind in code_of(other)),
+    ]
 
 
 def reached_by(row: Method, folder: Path | None = None) -> dict[str, str]:
@@ -191,6 +261,7 @@ def build_once(folder: Path, name: str, report: Callable[[str], None]) -> Path:
     "Features of dialogue files, from the cache or built into it."
     from dualppo.bench.build import build_exchanges, sources_of
     from dualppo.text.data import clean
+
     dialogues = folder / "wow" if (folder / "wow").is_dir() else folder
     beside = Path(os.environ.get("DUALPPO_DATA") or folder)  # labelled toxic and safe texts, for look-alikes
     texts = folder if (folder / "jigsaw").is_dir() else beside
@@ -208,11 +279,19 @@ def build_chitchat(report: Callable[[str], None]) -> Path:
     "Features of the chit-chat extra, from the cache or built into it."
     from dualppo.bench.build import build_exchanges
     from dualppo.text.data import clean, read_chitchat
+
     exchanges, removed = read_chitchat()
     exchanges, more = clean(exchanges)
     key = hashlib.sha256(json.dumps([asdict(e) for e in exchanges]).encode()).hexdigest()
     folder = Path(os.environ.get("DUALPPO_DATA") or ".")
-    return _built("chitchat", key, lambda path: build_exchanges(exchanges, [*removed, *more], folder, path, {"chitchat_dataset": key}, report=report), report)
+    return _built(
+        "chitchat",
+        key,
+        lambda path: build_exchanges(
+            exchanges, [*removed, *more], folder, path, {"chitchat_dataset": key}, report=report
+        ),
+        report,
+    )
 
 # %% ../../nbs/workshop/41_runner.ipynb #6f4ff5fd
 def features_path(data: str = "auto", download: bool = False, report: Callable[[str], None] = print) -> Path:
@@ -222,6 +301,7 @@ def features_path(data: str = "auto", download: bool = False, report: Callable[[
     features file, or dialogue files. 'auto': 'wow' where it is cached or `download` is set, else 'embedded'. Raises DataError.
     """
     from dualppo.bench.build import default_cache
+
     cached = cached_official(default_cache()) if data in ("auto", "wow") else None
     if data == "auto":
         data = "wow" if cached or download else "embedded"
@@ -229,13 +309,17 @@ def features_path(data: str = "auto", download: bool = False, report: Callable[[
         return embedded_path()
     if data == "wow":
         if not (cached or download):
-            raise DataError("the official Wizard of Wikipedia archive is not in the cache; add --download, or use --data embedded.")
+            raise DataError(
+                "the official Wizard of Wikipedia archive is not in the cache; add --download, or use --data embedded."
+            )
         return build_once((cached or download_official(default_cache())) / "train.json", "wow", report)
     if data == "chitchat":
         return build_chitchat(report)
     path = Path(data)
     if not path.exists():
-        raise DataError(f"{data}: no such file, and not one of the names embedded, wow, chitchat{nearest(data, ['embedded', 'wow', 'chitchat']) if '/' not in data else '; check the path.'}")
+        raise DataError(
+            f"{data}: no such file, and not one of the names embedded, wow, chitchat{nearest(data, ['embedded', 'wow', 'chitchat']) if '/' not in data else '; check the path.'}"
+        )
     return path if path.suffix == ".safetensors" else build_once(path, path.stem, report)
 
 # %% ../../nbs/workshop/41_runner.ipynb #9dd45729
@@ -247,7 +331,9 @@ def pick_device(name: str) -> torch.device:
         raise DataError(f"unknown device {name!r}: use cpu, cuda, cuda:0, cuda:1 … or auto.")
     count = torch.cuda.device_count() if name != "cpu" else 0
     if name != "cpu" and int(name.partition(":")[2] or 0) >= count:
-        raise DataError(f"device {name!r} does not exist: this machine has {count or 'no'} CUDA device{'s' if count > 1 else ''}; use --device cpu.")
+        raise DataError(
+            f"device {name!r} does not exist: this machine has {count or 'no'} CUDA device{'s' if count > 1 else ''}; use --device cpu."
+        )
     return torch.device(name)
 
 # %% ../../nbs/workshop/41_runner.ipynb #703efcfa
@@ -272,25 +358,56 @@ def chosen_replies(log_probs: Tensor, env: Graded, count: int = 6) -> dict:
     "Probability mass on each kind of reply, and the first `count` states with the reply that is most likely."
     pi, top = log_probs.exp(), log_probs[:count].argmax(1)
     pick = lambda values: values[:count].gather(1, top[:, None]).squeeze(1).tolist()
-    columns = {"row": env.row[:count].tolist(), "reply": pick(env.cand), "kind": [KINDS[k] for k in pick(env.kind)], "probability": pick(pi),
-               "help": pick(env.reward[..., 0]), "p_harm": pick(env.p_harm), "human": (env.gold[:count] == top).tolist()}
-    return {"mass_by_kind": {name: (pi * (env.kind == k)).sum(1).mean().item() for k, name in enumerate(KINDS)},
-            "examples": [dict(zip(columns, values)) for values in zip(*columns.values())]}
+    columns = {
+        "row": env.row[:count].tolist(),
+        "reply": pick(env.cand),
+        "kind": [KINDS[k] for k in pick(env.kind)],
+        "probability": pick(pi),
+        "help": pick(env.reward[..., 0]),
+        "p_harm": pick(env.p_harm),
+        "human": (env.gold[:count] == top).tolist(),
+    }
+    return {
+        "mass_by_kind": {name: (pi * (env.kind == k)).sum(1).mean().item() for k, name in enumerate(KINDS)},
+        "examples": [dict(zip(columns, values)) for values in zip(*columns.values())],
+    }
 
 # %% ../../nbs/workshop/41_runner.ipynb #ae974f31
 def graded(trained: Trained, splits: Splits, seed: int) -> dict:
     "A trained policy evaluated exactly on the test split: an entry of a record's `results`."
     best, env = all_log_probs(trained.policy, splits.test), splits.test
-    return finite({
-        "seed": seed, "test": evaluate(best, env), "standard_error": standard_errors(best, env),
-        "mask_off": evaluate(all_log_probs(trained.policy, env, "off"), env), "last": evaluate(all_log_probs(trained.last, env), env),
-        "train": evaluate(all_log_probs(trained.policy, splits.train), splits.train), "dialogues": dialogue_sums(best, env), "survival": survival(best, env),
-        "choices": chosen_replies(best, env), "curves": list(trained.curves), "weights": trained.weights, "best_epoch": trained.best_epoch,
-        "parameters": trained.parameters, "facts": dict(trained.facts), "tau_rel": splits.tau_rel, "states": {name: len(getattr(splits, name)) for name in ("train", "dev_weights", "dev_stop", "test")}})
+    return finite(
+        {
+            "seed": seed,
+            "test": evaluate(best, env),
+            "standard_error": standard_errors(best, env),
+            "mask_off": evaluate(all_log_probs(trained.policy, env, "off"), env),
+            "last": evaluate(all_log_probs(trained.last, env), env),
+            "train": evaluate(all_log_probs(trained.policy, splits.train), splits.train),
+            "dialogues": dialogue_sums(best, env),
+            "survival": survival(best, env),
+            "choices": chosen_replies(best, env),
+            "curves": list(trained.curves),
+            "weights": trained.weights,
+            "best_epoch": trained.best_epoch,
+            "parameters": trained.parameters,
+            "facts": dict(trained.facts),
+            "tau_rel": splits.tau_rel,
+            "states": {name: len(getattr(splits, name)) for name in ("train", "dev_weights", "dev_stop", "test")},
+        }
+    )
 
 
-def run_seed(features: Features, row: Method, spec: CandidateSpec, seed: int, device: torch.device, report: Callable[[dict], None] | None,
-             checkpoint: Path | None = None, keep: Callable[[int, Trained], None] = lambda seed, trained: None) -> dict:
+def run_seed(
+    features: Features,
+    row: Method,
+    spec: CandidateSpec,
+    seed: int,
+    device: torch.device,
+    report: Callable[[dict], None] | None,
+    checkpoint: Path | None = None,
+    keep: Callable[[int, Trained], None] = lambda seed, trained: None,
+) -> dict:
     "Train a method for one seed (on from a `checkpoint`) and grade it, also against other policies where it has a contest; `keep` gets what was trained."
     splits = make_envs(features, spec, seed, row.env).to(device)
     trained = train(row, splits, seed, report, checkpoint)
@@ -304,8 +421,15 @@ def in_contest(trained: Trained, row: Method, splits: Splits, seed: int) -> dict
     return graded(trained, splits, seed) | (finite(contest(trained, splits, row.config, seed)) if contest else {})
 
 
-def run_stack(features: Features, row: Method, spec: CandidateSpec, seeds: Sequence[int], device: torch.device, report: Callable[[dict], None] | None,
-              keep: Callable[[int, Trained], None] = lambda seed, trained: None) -> list[dict]:
+def run_stack(
+    features: Features,
+    row: Method,
+    spec: CandidateSpec,
+    seeds: Sequence[int],
+    device: torch.device,
+    report: Callable[[dict], None] | None,
+    keep: Callable[[int, Trained], None] = lambda seed, trained: None,
+) -> list[dict]:
     "Several seeds of a PPO or MODRL method in one program, which is what a GPU is good at (notebooks 0f, 13); without checkpoints."
     splits = [make_envs(features, spec, seed, row.env).to(device) for seed in seeds]
     trained = train_together(row, splits, seeds, report and (lambda seed, r: report({"seed": seed, **r})))
@@ -317,9 +441,24 @@ def run_stack(features: Features, row: Method, spec: CandidateSpec, seeds: Seque
 def describe(run: Run, features_sha256: str) -> dict:
     "Everything that decides the result of a run, and its key."
     row, spec = resolve(run)
-    config = {"trainer": type(row.config).__name__, "method": asdict(row.config), "env": asdict(row.env), "candidates": asdict(spec)}
-    out = {"schema": SCHEMA, "method": row.name, "setting": run.setting, "profile": run.profile, "seeds": list(run.seeds), "config": json.loads(json.dumps(config)),
-           "data_sha256": features_sha256, "code_sha256": code_sha256(row), "device": pick_device(run.device).type, "torch": metadata.version("torch")}
+    config = {
+        "trainer": type(row.config).__name__,
+        "method": asdict(row.config),
+        "env": asdict(row.env),
+        "candidates": asdict(spec),
+    }
+    out = {
+        "schema": SCHEMA,
+        "method": row.name,
+        "setting": run.setting,
+        "profile": run.profile,
+        "seeds": list(run.seeds),
+        "config": json.loads(json.dumps(config)),
+        "data_sha256": features_sha256,
+        "code_sha256": code_sha256(row),
+        "device": pick_device(run.device).type,
+        "torch": metadata.version("torch"),
+    }
     return out | {"key": hashlib.sha256(to_json(out).encode()).hexdigest()}
 
 
@@ -342,7 +481,9 @@ def peak_memory_mb(device: torch.device) -> float:
 
 def versions() -> dict[str, str]:
     "Versions of what a result may depend on."
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in ("torch", "numpy", "dualppo")}
+    return {"python": platform.python_version()} | {
+        name: metadata.version(name) for name in ("torch", "numpy", "dualppo")
+    }
 
 # %% ../../nbs/workshop/41_runner.ipynb #07a300c7
 @dataclass(frozen=True)
@@ -384,12 +525,17 @@ def policy_path(record: Path, seed: int) -> Path:
 
 def forget(record: Path) -> None:
     "Remove what was kept of a run beside its record."
-    for path in (*record.parent.glob(f".{record.stem}.partial"), *record.parent.glob(f".{record.stem}.seed*.*.checkpoint.safetensors")):
+    for path in (
+        *record.parent.glob(f".{record.stem}.partial"),
+        *record.parent.glob(f".{record.stem}.seed*.*.checkpoint.safetensors"),
+    ):
         with suppress(OSError):
             path.unlink()
 
 # %% ../../nbs/workshop/41_runner.ipynb #34ac3a0b
-def execute(run: Run, report: Callable[[dict], None] | None = None, features: Features | None = None, record: Path | None = None) -> dict:
+def execute(
+    run: Run, report: Callable[[dict], None] | None = None, features: Features | None = None, record: Path | None = None
+) -> dict:
     """The record of a run: its description, `results` per seed and `measured`. Pure but for `measured`.
 
     Trains on one thread, so that a result does not depend on the number of cores. `report` gets {seed, epoch, ...} every
@@ -411,25 +557,42 @@ def execute(run: Run, report: Callable[[dict], None] | None = None, features: Fe
 
     torch.set_num_threads(1)
     try:
-        clock, left = time.perf_counter(), run.seeds[len(results):]
+        clock, left = time.perf_counter(), run.seeds[len(results) :]
         if device.type == "cuda" and len(left) > 1 and stacks(row):
             results += run_stack(features, row, spec, left, device, report, keep)
             seconds += [round((time.perf_counter() - clock) / len(left), 3)] * len(left)
-        for seed in run.seeds[len(results):]:
+        for seed in run.seeds[len(results) :]:
             clock, tell = time.perf_counter(), report and (lambda r, s=seed: report({"seed": s, **r}))
-            results.append(run_seed(features, row, spec, seed, device, tell, unfinished and unfinished.checkpoint(seed), keep))
+            results.append(
+                run_seed(features, row, spec, seed, device, tell, unfinished and unfinished.checkpoint(seed), keep)
+            )
             seconds.append(round(time.perf_counter() - clock, 3))
             if unfinished and seed != run.seeds[-1]:
                 unfinished.keep(results, seconds)
     finally:
         torch.set_num_threads(threads)
-    data = {"name": data_name(path), "sha256": features.sha256, "exchanges": len(features), "dialogues": len(features.dialogue.unique()),
-            "source": features.card.get("attribution", "")}
+    data = {
+        "name": data_name(path),
+        "sha256": features.sha256,
+        "exchanges": len(features),
+        "dialogues": len(features.dialogue.unique()),
+        "source": features.card.get("attribution", ""),
+    }
     named = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return described | {
-        "title": row.title, "about": row.about, "paper": row.paper, "data": data, "results": results,
-        "measured": {"wall_clock_s": seconds, "peak_memory_mb": peak_memory_mb(device), "device": f"{device} ({named})",
-                     "versions": versions(), "started": started.isoformat(timespec="seconds")}}
+        "title": row.title,
+        "about": row.about,
+        "paper": row.paper,
+        "data": data,
+        "results": results,
+        "measured": {
+            "wall_clock_s": seconds,
+            "peak_memory_mb": peak_memory_mb(device),
+            "device": f"{device} ({named})",
+            "versions": versions(),
+            "started": started.isoformat(timespec="seconds"),
+        },
+    }
 
 # %% ../../nbs/workshop/41_runner.ipynb #480543d2
 @functools.lru_cache(maxsize=64)
@@ -446,7 +609,9 @@ def data_folder(data: str) -> str:
     try:
         now = path.stat()
     except OSError as error:
-        raise DataError(f"{path}: the features cannot be read ({error.strerror}); give --data a features file or run `dualppo data build`.") from None
+        raise DataError(
+            f"{path}: the features cannot be read ({error.strerror}); give --data a features file or run `dualppo data build`."
+        ) from None
     return f"{data_name(path)}-{_sha256_of(path.resolve(), now.st_size, now.st_mtime_ns)[:8]}"
 
 
@@ -461,7 +626,11 @@ def job_path(outputs: Path, run: Run) -> Path:
     "Where the JSON of a run lies."
     folder, stem = profile_folder(run), run.method
     if folder == "custom":
-        text = json.dumps([run.profile, list(run.seeds), data_folder(run.data) or run.data, dict(run.overrides)], sort_keys=True, default=list)
+        text = json.dumps(
+            [run.profile, list(run.seeds), data_folder(run.data) or run.data, dict(run.overrides)],
+            sort_keys=True,
+            default=list,
+        )
         stem += "-" + hashlib.sha256(text.encode()).hexdigest()[:8]
     return outputs / "runs" / folder / run.setting / f"{stem}.json"
 
@@ -482,15 +651,28 @@ def read_record(path: Path) -> dict | None:
 
 def _complete(record: object) -> bool:
     "Whether a record holds all that tables and the manifest read, of the right type and of a size that can be drawn."
-    fits = lambda owner, **kinds: isinstance(owner, dict) and all(type(owner.get(name)) is kind for name, kind in kinds.items())
+    fits = lambda owner, **kinds: (
+        isinstance(owner, dict) and all(type(owner.get(name)) is kind for name, kind in kinds.items())
+    )
     texts = dict.fromkeys(("method", "setting", "profile", "title", "key", "code_sha256", "data_sha256"), str)
-    if not fits(record, seeds=list, results=list, data=dict, **texts) or record.get("schema") != SCHEMA or not fits(record["data"], name=str, sha256=str, exchanges=int, dialogues=int):
+    if (
+        not fits(record, seeds=list, results=list, data=dict, **texts)
+        or record.get("schema") != SCHEMA
+        or not fits(record["data"], name=str, sha256=str, exchanges=int, dialogues=int)
+    ):
         return False
-    if not record["seeds"] or not all(type(s) is int and 0 <= s < 2 ** 63 for s in record["seeds"]) or not all(fits(r, seed=int, test=dict) for r in record["results"]):
+    if (
+        not record["seeds"]
+        or not all(type(s) is int and 0 <= s < 2**63 for s in record["seeds"])
+        or not all(fits(r, seed=int, test=dict) for r in record["results"])
+    ):
         return False
     numbers = [v for r in record["results"] for v in r["test"].values()]
-    return ([r["seed"] for r in record["results"]] == record["seeds"] and all("good" in r["test"] and set(r["test"]) <= set(METRICS) for r in record["results"])
-            and all(v is None or type(v) in (int, float) and abs(v) <= 1e6 for v in numbers))
+    return (
+        [r["seed"] for r in record["results"]] == record["seeds"]
+        and all("good" in r["test"] and set(r["test"]) <= set(METRICS) for r in record["results"])
+        and all(v is None or type(v) in (int, float) and abs(v) <= 1e6 for v in numbers)
+    )
 
 
 def finished(outputs: Path, run: Run, features_sha256: str) -> dict | None:
@@ -515,8 +697,15 @@ def run_once(run: Run, outputs: Path, report: Callable[[dict], None] | None = No
     return record
 
 # %% ../../nbs/workshop/41_runner.ipynb #957db650
-def stored_policy(name: str, setting: str = "stress", seed: int = 0, outputs: Path | None = None, profile: str = "quick", overrides: Mapping[str, object] | None = None,
-                  data: str = "embedded") -> Callable[..., Tensor]:
+def stored_policy(
+    name: str,
+    setting: str = "stress",
+    seed: int = 0,
+    outputs: Path | None = None,
+    profile: str = "quick",
+    overrides: Mapping[str, object] | None = None,
+    data: str = "embedded",
+) -> Callable[..., Tensor]:
     "The policy that a run left: log-probabilities of an environment's candidates. Raises DataError if that run has not been made."
     seeds = PROFILES[one_of("profile", profile, PROFILES)].seeds_of(name)
     run = Run(name, setting, seeds if not overrides else (seed,), profile, data, overrides=overrides or {})
@@ -568,12 +757,22 @@ def run_from(parameters: Mapping[str, object]) -> Run:
     return run
 
 # %% ../../nbs/workshop/41_runner.ipynb #868044c8
-def grid(profile: str, data: str = "embedded", device: str = "auto", methods: Sequence[str] | None = None, settings: Sequence[str] | None = None) -> list[Run]:
+def grid(
+    profile: str,
+    data: str = "embedded",
+    device: str = "auto",
+    methods: Sequence[str] | None = None,
+    settings: Sequence[str] | None = None,
+) -> list[Run]:
     "The runs of a profile. Raises DataError for unknown names."
     kind = PROFILES[one_of("profile", profile, PROFILES)]
     names = [one_of("method", name, all_methods()) for name in methods or kind.methods or all_methods()]
     places = [one_of("setting", name, SETTINGS) for name in settings or SETTINGS]
-    runs = [Run(name, place, kind.seeds_of(name), profile, data, device) for place in places for name in dict.fromkeys(names)]
+    runs = [
+        Run(name, place, kind.seeds_of(name), profile, data, device)
+        for place in places
+        for name in dict.fromkeys(names)
+    ]
     for run in runs:
         resolve(run)
     return runs
@@ -586,7 +785,9 @@ def cost(run: Run) -> float:
         return len(run.seeds) * (1.0 + config.iterations * (6 if config.rivals else 1) / 20)
     if not hasattr(config, "epochs"):
         return 1.0 * len(run.seeds)
-    passes = config.epochs * config.inner_epochs * min(1.0, (getattr(config, "dialogues_per_epoch", None) or 1e9) / 1400)
+    passes = (
+        config.epochs * config.inner_epochs * min(1.0, (getattr(config, "dialogues_per_epoch", None) or 1e9) / 1400)
+    )
     heavy = 2.0 if hasattr(config, "beta") else 1.25 if getattr(config, "rule", "fixed") != "fixed" else 1.0
     return len(run.seeds) * (1.0 + heavy * passes / 4)
 
@@ -608,7 +809,9 @@ def template_path(name: str = "method") -> Path:
     for path in (beside, installed):
         if path.is_file():
             return path
-    raise DataError(f"the notebook template {name}.ipynb was found neither at {beside} nor at {installed}; run with --no-notebooks.")
+    raise DataError(
+        f"the notebook template {name}.ipynb was found neither at {beside} nor at {installed}; run with --no-notebooks."
+    )
 
 # %% ../../nbs/workshop/41_runner.ipynb #c138651d
 def from_here(path: Path) -> str:
@@ -619,22 +822,47 @@ def from_here(path: Path) -> str:
 
 def parameters_of(run: Run, outputs: Path, texts: str = "") -> dict:
     "The template's parameters for a run; a process of a grid has the grid's current folder."
-    return asdict(run) | {"seeds": list(run.seeds), "overrides": dict(run.overrides), "outputs": from_here(outputs), "texts": texts}
+    return asdict(run) | {
+        "seeds": list(run.seeds),
+        "overrides": dict(run.overrides),
+        "outputs": from_here(outputs),
+        "texts": texts,
+    }
 
 
 def child_command(run: Run, outputs: Path, notebook: Path | None, texts: str = "") -> list[str]:
     "The command of a run's process; `notebook` is where papermill writes, None: no notebook."
     text = json.dumps(parameters_of(run, outputs, texts), default=list)
     if notebook is None:
-        return [sys.executable, "-c", "import sys; from dualppo.runs.runner import child; sys.exit(child(sys.argv[1]))", text]
+        return [
+            sys.executable,
+            "-c",
+            "import sys; from dualppo.runs.runner import child; sys.exit(child(sys.argv[1]))",
+            text,
+        ]
     literal = lambda path: str(path).replace("{", "{{").replace("}", "}}")  # papermill fills braces in paths
-    return [sys.executable, "-m", "papermill", literal(from_here(template_path())), literal(notebook), "-k", "python3", "--no-progress-bar", "-y", as_yaml(parameters_of(run, outputs, texts))]
+    return [
+        sys.executable,
+        "-m",
+        "papermill",
+        literal(from_here(template_path())),
+        literal(notebook),
+        "-k",
+        "python3",
+        "--no-progress-bar",
+        "-y",
+        as_yaml(parameters_of(run, outputs, texts)),
+    ]
 
 
 def as_yaml(parameters: Mapping[str, object]) -> str:
     "JSON that papermill's YAML reads as the same values: it takes 1e-05 for a text, and a pair of escapes for two half characters."
-    values = dict(parameters) | {"overrides": json.dumps(parameters["overrides"], default=list) if parameters["overrides"] else {}}
-    return re.sub(r"[^\x20-\x7e]", lambda m: f"\\U{ord(m[0]):08x}", json.dumps(values, default=list, ensure_ascii=False))
+    values = dict(parameters) | {
+        "overrides": json.dumps(parameters["overrides"], default=list) if parameters["overrides"] else {}
+    }
+    return re.sub(
+        r"[^\x20-\x7e]", lambda m: f"\\U{ord(m[0]):08x}", json.dumps(values, default=list, ensure_ascii=False)
+    )
 
 
 def child(text: str) -> int:
@@ -654,13 +882,26 @@ def child_environment() -> dict[str, str]:
     "Environment of a run's process: one thread, this environment's kernel first, nothing fetched; glibc may use huge pages (10 % faster)."
     one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     pages = {"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")}
-    return os.environ | one | pages | {"JUPYTER_PREFER_ENV_PATH": "1", "TOKENIZERS_PARALLELISM": "false", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    return (
+        os.environ
+        | one
+        | pages
+        | {"JUPYTER_PREFER_ENV_PATH": "1", "TOKENIZERS_PARALLELISM": "false", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    )
 
 
 def last_line(text: str) -> str:
     "The sentence an error output ends with, without colours and the exception's module."
     lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines() if line.strip()]
-    return re.sub(r"^([\w.]+\.)?(\w*(Error|Exception|Interrupt)): ", lambda m: "" if m[2] == "DataError" else f"{m[2]}: ", lines[-1])[:300] if lines else "it ended without a word."
+    return (
+        re.sub(
+            r"^([\w.]+\.)?(\w*(Error|Exception|Interrupt)): ",
+            lambda m: "" if m[2] == "DataError" else f"{m[2]}: ",
+            lines[-1],
+        )[:300]
+        if lines
+        else "it ended without a word."
+    )
 
 # %% ../../nbs/workshop/41_runner.ipynb #07e1d62e
 def run_child(run: Run, outputs: Path, notebooks: bool, children: Children, texts: str = "") -> Outcome:
@@ -672,25 +913,36 @@ def run_child(run: Run, outputs: Path, notebooks: bool, children: Children, text
         target.unlink(missing_ok=True)
         with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=place, ignore_cleanup_errors=True) as folder:
             made, log = Path(folder) / target.name, Path(folder) / "log"
-            code = children.call(child_command(run, outputs, made if notebooks else None, texts), log, child_environment())
+            code = children.call(
+                child_command(run, outputs, made if notebooks else None, texts), log, child_environment()
+            )
             text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
             if notebooks and made.exists() and not children.stopped:
                 os.replace(made, target if code == 0 else failed)
         if code == 0 and notebooks:
             failed.unlink(missing_ok=True)
     except OSError as error:
-        return Outcome(run, "failed", f"{target}: cannot be written ({error.strerror or error}); check the free space and the permissions.")
+        return Outcome(
+            run,
+            "failed",
+            f"{target}: cannot be written ({error.strerror or error}); check the free space and the permissions.",
+        )
     if code == 0 and read_record(job_path(outputs, run)) is None:
         code, text = 1, f"{job_path(outputs, run)}: was not written."
     if code == -signal.SIGKILL:
         text = "it was killed, as happens when memory runs out; use fewer --workers."
-    return Outcome(run, "done" if code == 0 else "failed", "" if code == 0 else last_line(text), time.perf_counter() - clock)
+    return Outcome(
+        run, "done" if code == 0 else "failed", "" if code == 0 else last_line(text), time.perf_counter() - clock
+    )
 
 # %% ../../nbs/workshop/41_runner.ipynb #ca69c7be
 def is_done(runs: Sequence[Run], outputs: Path, notebooks: bool = True) -> Callable[[Run], bool]:
     "Tells of each run whether its record (and notebook) is there. Raises DataError if the features cannot be read."
     hashes = {data: hashlib.sha256(_bytes(features_path(data))).hexdigest() for data in {run.data for run in runs}}
-    return lambda run: finished(outputs, run, hashes[run.data]) is not None and (notebook_path(outputs, run).is_file() or not notebooks)
+    return lambda run: (
+        finished(outputs, run, hashes[run.data]) is not None
+        and (notebook_path(outputs, run).is_file() or not notebooks)
+    )
 
 
 def missing(runs: Sequence[Run], outputs: Path, notebooks: bool = True) -> list[Run]:
@@ -703,7 +955,9 @@ def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: the features cannot be read ({error.strerror}); give --data a features file or run `dualppo data build`.") from None
+        raise DataError(
+            f"{path}: the features cannot be read ({error.strerror}); give --data a features file or run `dualppo data build`."
+        ) from None
 
 # %% ../../nbs/workshop/41_runner.ipynb #3c33e599
 def memory_need_mb(data: str, outputs: Path) -> float:
@@ -721,7 +975,9 @@ def fitting_workers(workers: int, runs: Sequence[Run], outputs: Path, say: Calla
     need, left = max(memory_need_mb(data, outputs) for data in {run.data for run in runs}), available_memory_mb()
     fit = affordable_workers(workers, need, left)
     if fit < workers:
-        say(f"{left / 1e3:.1f} GB of memory are free and a run needs about {need / 1e3:.1f} GB, so --workers is lowered from {workers} to {fit}.")
+        say(
+            f"{left / 1e3:.1f} GB of memory are free and a run needs about {need / 1e3:.1f} GB, so --workers is lowered from {workers} to {fit}."
+        )
     return fit
 
 
@@ -730,9 +986,16 @@ def to_stderr(text: str) -> None:
     print(f"dualppo: {text}", file=sys.stderr)
 
 # %% ../../nbs/workshop/41_runner.ipynb #1d659938
-def run_grid(runs: Sequence[Run], outputs: Path, workers: int = 1, notebooks: bool = True, texts: str = "",
-             started: Callable[[Run], None] = lambda run: None, ended: Callable[[Outcome], None] = lambda outcome: None,
-             say: Callable[[str], None] = to_stderr) -> list[Outcome]:
+def run_grid(
+    runs: Sequence[Run],
+    outputs: Path,
+    workers: int = 1,
+    notebooks: bool = True,
+    texts: str = "",
+    started: Callable[[Run], None] = lambda run: None,
+    ended: Callable[[Outcome], None] = lambda outcome: None,
+    say: Callable[[str], None] = to_stderr,
+) -> list[Outcome]:
     """Do what is missing of a grid, `workers` processes at a time (fewer if memory is short); one outcome per run, as they ended.
 
     `started` and `ended` are told in the calling thread. A failed run does not stop the grid. Several grids on one folder
@@ -767,11 +1030,11 @@ def run_grid(runs: Sequence[Run], outputs: Path, workers: int = 1, notebooks: bo
                         continue
                     started(run)
                     futures.add(pool.submit(_claimed, claim, run, outputs, notebooks, children, texts))
-                ready, futures = wait(futures, timeout=.5, return_when=FIRST_COMPLETED)
+                ready, futures = wait(futures, timeout=0.5, return_when=FIRST_COMPLETED)
                 for future in ready:
                     tell(future.result())
                 if queue and not futures and not ready:
-                    time.sleep(.2)  # all that is left is in other hands
+                    time.sleep(0.2)  # all that is left is in other hands
         except BaseException as error:
             children.stop()
             if isinstance(error, Terminated):
@@ -801,6 +1064,8 @@ def manifest(outputs: Path) -> dict:
     rows = []
     for path in sorted(outputs.glob("runs/**/*.json")):
         if record := read_record(path):
-            rows.append({"path": path.relative_to(outputs).as_posix(), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-                        | {k: record[k] for k in ("method", "setting", "profile", "seeds", "key", "code_sha256", "data_sha256")})
+            rows.append(
+                {"path": path.relative_to(outputs).as_posix(), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+                | {k: record[k] for k in ("method", "setting", "profile", "seeds", "key", "code_sha256", "data_sha256")}
+            )
     return {"schema": "dualppo-manifest/1", "runs": rows}

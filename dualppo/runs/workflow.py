@@ -21,8 +21,29 @@ from pathlib import Path
 from ..text.data import SCRATCH, DataError, atomic_write, sha256_of
 
 from .jobs import at_work, lock
-from .runner import (Outcome, Run, check_writable, child_command, data_argument, describe, features_path, from_here, grid, job_path, last_line, missing,
-                            notebook_path, one_of, package_folder, parameters_of, policy_path, profile_folder, read_record, run_from, to_json)
+from dualppo.runs.runner import (
+    Outcome,
+    Run,
+    check_writable,
+    child_command,
+    data_argument,
+    describe,
+    features_path,
+    from_here,
+    grid,
+    job_path,
+    last_line,
+    missing,
+    notebook_path,
+    one_of,
+    package_folder,
+    parameters_of,
+    policy_path,
+    profile_folder,
+    read_record,
+    run_from,
+    to_json,
+)
 
 # %% ../../nbs/workshop/45_workflow.ipynb #4aab6187
 @dataclass(frozen=True)
@@ -45,8 +66,14 @@ def read_config(values: Mapping[str, object]) -> Config:
     kinds = {f.name: type(f.default) for f in fields(Config)}
     for name, value in values.items():
         kind = kinds[one_of("config key", name, kinds)]
-        if not isinstance(value, (list, tuple) if kind is tuple else kind) or kind is int and (isinstance(value, bool) or value < 0):
-            raise DataError(f"config key {name!r} must be {'a list' if kind is tuple else kind.__name__}, got {value!r}.")
+        if (
+            not isinstance(value, (list, tuple) if kind is tuple else kind)
+            or kind is int
+            and (isinstance(value, bool) or value < 0)
+        ):
+            raise DataError(
+                f"config key {name!r} must be {'a list' if kind is tuple else kind.__name__}, got {value!r}."
+            )
     return Config(**{name: tuple(value) if kinds[name] is tuple else value for name, value in values.items()})
 
 # %% ../../nbs/workshop/45_workflow.ipynb #5213f3e3
@@ -68,12 +95,23 @@ def merge(run: Run, records: Sequence[Mapping]) -> dict:
     data = records[0]["data_sha256"]
     for part, record in zip(parts(run), records, strict=True):
         if record["key"] != describe(part, data)["key"]:
-            raise DataError(f"{run.method} ({run.setting}): the record of seed {part.seeds[0]} was made by other code or from other data; call the workflow again.")
+            raise DataError(
+                f"{run.method} ({run.setting}): the record of seed {part.seeds[0]} was made by other code or from other data; call the workflow again."
+            )
     measured = [record["measured"] for record in records]
-    return dict(records[0]) | describe(run, data) | {
-        "results": [one for record in records for one in record["results"]],
-        "measured": measured[0] | {"wall_clock_s": [s for m in measured for s in m["wall_clock_s"]],
-                                   "peak_memory_mb": max(m["peak_memory_mb"] for m in measured), "started": min(m["started"] for m in measured)}}
+    return (
+        dict(records[0])
+        | describe(run, data)
+        | {
+            "results": [one for record in records for one in record["results"]],
+            "measured": measured[0]
+            | {
+                "wall_clock_s": [s for m in measured for s in m["wall_clock_s"]],
+                "peak_memory_mb": max(m["peak_memory_mb"] for m in measured),
+                "started": min(m["started"] for m in measured),
+            },
+        }
+    )
 
 # %% ../../nbs/workshop/45_workflow.ipynb #4a6a3189
 @dataclass(frozen=True)
@@ -92,7 +130,10 @@ class Plan:
     @cached_property
     def by_place(self) -> dict[str, Run]:
         "Every run of the grid by its place."
-        return {job_path(self.outputs, run).relative_to(self.outputs / "runs").with_suffix("").as_posix(): run for run in self.runs}
+        return {
+            job_path(self.outputs, run).relative_to(self.outputs / "runs").with_suffix("").as_posix(): run
+            for run in self.runs
+        }
 
     @cached_property
     def unfinished(self) -> set[str]:
@@ -120,12 +161,17 @@ def seed_record(plan: Plan, name: str) -> Path:
 def seed_command(plan: Plan, name: str) -> str:
     "Shell command that makes a part: papermill on the template, or plain Python without notebooks."
     folder, part = plan.outputs / "seeds" / name, plan.by_part[name]
-    return shlex.join(child_command(part, folder, notebook_path(folder, part) if plan.config.notebooks else None, plan.config.texts))
+    return shlex.join(
+        child_command(part, folder, notebook_path(folder, part) if plan.config.notebooks else None, plan.config.texts)
+    )
 
 
 def seed_records(plan: Plan, place: str) -> list[Path]:
     "The records that make up a run."
-    return [seed_record(plan, plan.name_of[part.method, part.setting, part.seeds[0]]) for part in parts(plan.by_place[place])]
+    return [
+        seed_record(plan, plan.name_of[part.method, part.setting, part.seeds[0]])
+        for part in parts(plan.by_place[place])
+    ]
 
 
 def record_of(plan: Plan, place: str) -> Path:
@@ -135,14 +181,31 @@ def record_of(plan: Plan, place: str) -> Path:
 
 def record_command(plan: Plan, place: str) -> str:
     "Shell command that merges the parts of a run."
-    text = json.dumps({"run": parameters_of(plan.by_place[place], plan.outputs), "records": [str(path) for path in seed_records(plan, place)]}, default=list)
-    return shlex.join([sys.executable, "-c", "import sys; from dualppo.runs.workflow import store; sys.exit(store(sys.argv[1]))", text])
+    text = json.dumps(
+        {
+            "run": parameters_of(plan.by_place[place], plan.outputs),
+            "records": [str(path) for path in seed_records(plan, place)],
+        },
+        default=list,
+    )
+    return shlex.join(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from dualppo.runs.workflow import store; sys.exit(store(sys.argv[1]))",
+            text,
+        ]
+    )
 
 
 def notebook_command(plan: Plan, place: str) -> str:
     "Shell command of a run's notebook, written under the name of a failed one; the record is there, so that nothing is trained."
     run = plan.by_place[place]
-    return shlex.join(child_command(run, plan.outputs, notebook_path(plan.outputs, run).with_suffix(".failed.ipynb"), plan.config.texts))
+    return shlex.join(
+        child_command(
+            run, plan.outputs, notebook_path(plan.outputs, run).with_suffix(".failed.ipynb"), plan.config.texts
+        )
+    )
 
 # %% ../../nbs/workshop/45_workflow.ipynb #e9d7dbd8
 def store(text: str) -> int:
@@ -153,7 +216,9 @@ def store(text: str) -> int:
     try:
         run, records = run_from(values["run"]), [read_record(Path(path)) for path in values["records"]]
         if None in records:
-            raise DataError(f"{values['records'][records.index(None)]}: not a record of a run; delete it and call the workflow again.")
+            raise DataError(
+                f"{values['records'][records.index(None)]}: not a record of a run; delete it and call the workflow again."
+            )
         merged = to_json(merge(run, records))
         notebook_path(outputs, run).unlink(missing_ok=True)  # one of an earlier record
         for part, path in zip(parts(run), map(Path, values["records"])):
@@ -170,7 +235,9 @@ def targets(plan: Plan) -> list[str]:
     "The files that are missing of a grid: records, and notebooks if they are asked for."
     todo = missing(plan.runs, plan.outputs, plan.config.notebooks)
     files = [record_of(plan, place) for place in plan.by_place if place in plan.unfinished]
-    return [str(path) for path in [*files, *(notebook_path(plan.outputs, run) for run in todo if plan.config.notebooks)]]
+    return [
+        str(path) for path in [*files, *(notebook_path(plan.outputs, run) for run in todo if plan.config.notebooks)]
+    ]
 
 
 def tables_command(plan: Plan) -> str:
@@ -185,10 +252,14 @@ def plan_of(values: Mapping[str, object]) -> Plan:
     "The plan of Snakemake's `config`. Raises DataError for anything that cannot be run."
     config = read_config(values)
     if braced := [path for path in (config.outputs, config.data) if {"{", "}"} & set(path)]:
-        raise DataError(f"{braced[0]}: Snakemake takes braces in a path for wildcards; use another name, or --engine local.")
+        raise DataError(
+            f"{braced[0]}: Snakemake takes braces in a path for wildcards; use another name, or --engine local."
+        )
     path = features_path(config.data, report=lambda text: print(text, file=sys.stderr))
     runs = grid(config.profile, data_argument(path), config.device, config.methods, config.settings)
-    return Plan(config, path, tuple(replace(run, seeds=tuple(range(config.seeds))) if config.seeds else run for run in runs))
+    return Plan(
+        config, path, tuple(replace(run, seeds=tuple(range(config.seeds))) if config.seeds else run for run in runs)
+    )
 
 # %% ../../nbs/workshop/45_workflow.ipynb #15c545bb
 ENGINES = {"snakemake": "local", "slurm": "slurm"}  # an engine's profile in workflow/profiles
@@ -196,7 +267,10 @@ ENGINES = {"snakemake": "local", "slurm": "slurm"}  # an engine's profile in wor
 
 def snakefile(beside: Path | None = None) -> Path:
     "The Snakefile: of the repository this package lies in, else of the installation."
-    beside, installed = (beside or package_folder().parent) / "workflow" / "Snakefile", Path(sys.prefix) / "share" / "dualppo" / "workflow" / "Snakefile"
+    beside, installed = (
+        (beside or package_folder().parent) / "workflow" / "Snakefile",
+        Path(sys.prefix) / "share" / "dualppo" / "workflow" / "Snakefile",
+    )
     for path in (beside, installed):
         if path.is_file():
             return path
@@ -207,28 +281,53 @@ def check_engine(engine: str) -> None:
     "Raises DataError if what the engine needs is not installed."
     one_of("engine", engine, ENGINES)
     if find_spec("snakemake") is None:
-        raise DataError('the engine snakemake is not installed: pip install "dualppo[workflow]", or use --engine local.')
+        raise DataError(
+            'the engine snakemake is not installed: pip install "dualppo[workflow]", or use --engine local.'
+        )
     if engine == "slurm" and find_spec("snakemake_executor_plugin_slurm") is None:
-        raise DataError('the engine slurm needs Snakemake\'s plugin: pip install snakemake-executor-plugin-slurm, or use --engine snakemake.')
+        raise DataError(
+            "the engine slurm needs Snakemake's plugin: pip install snakemake-executor-plugin-slurm, or use --engine snakemake."
+        )
 
 
 def snakemake_command(config: Config, engine: str, workers: int | None, *more: str) -> list[str]:
     "The command of a workflow; the same that a user would type. `workers`: jobs at a time, None: the profile's number."
     file = snakefile()
     count = [] if workers is None else ["--cores", str(workers)] if engine == "snakemake" else ["--jobs", str(workers)]
-    values = [f"{name}={value if isinstance(value, bool) else json.dumps(value)}" for name, value in asdict(config).items() if value != getattr(Config, name)]
-    return [sys.executable, "-m", "snakemake", *more, "--snakefile", str(file), "--profile", str(file.parent / "profiles" / ENGINES[engine]), "--nolock",
-            *count, *(["--config", *values] if values else [])]
+    values = [
+        f"{name}={value if isinstance(value, bool) else json.dumps(value)}"
+        for name, value in asdict(config).items()
+        if value != getattr(Config, name)
+    ]
+    return [
+        sys.executable,
+        "-m",
+        "snakemake",
+        *more,
+        "--snakefile",
+        str(file),
+        "--profile",
+        str(file.parent / "profiles" / ENGINES[engine]),
+        "--nolock",
+        *count,
+        *(["--config", *values] if values else []),
+    ]
 
 # %% ../../nbs/workshop/45_workflow.ipynb #5bde8c4d
 def why(plan: Plan, run: Run) -> str:
     "The sentence with which a run failed: of its first part that did, else where to look."
     for part in parts(run):
         name = plan.name_of[part.method, part.setting, part.seeds[0]]
-        logs = [] if seed_record(plan, name).exists() else sorted((plan.outputs / "seeds" / name / "logs").rglob("*.log"))
+        logs = (
+            [] if seed_record(plan, name).exists() else sorted((plan.outputs / "seeds" / name / "logs").rglob("*.log"))
+        )
         for log in logs:
             return f"{last_line(log.read_text(encoding='utf-8', errors='replace'))} (seed {part.seeds[0]}; see {plan.outputs / 'seeds' / name})"
-    return "the library was edited meanwhile; the same command goes on." if job_path(plan.outputs, run).exists() else "see what Snakemake says above."
+    return (
+        "the library was edited meanwhile; the same command goes on."
+        if job_path(plan.outputs, run).exists()
+        else "see what Snakemake says above."
+    )
 
 
 def run_workflow(config: Config, engine: str = "snakemake", workers: int | None = 1) -> list[Outcome]:
@@ -245,8 +344,16 @@ def run_workflow(config: Config, engine: str = "snakemake", workers: int | None 
         with at_work(plan.outputs):
             claim = lock(plan.outputs / f"{SCRATCH}workflow", wait=False)
             if claim is None:
-                raise DataError(f"{plan.outputs}: another workflow is writing there; wait for it, or choose other --outputs.")
-            with claim, subprocess.Popen(snakemake_command(config, engine, workers, "runs"), pass_fds=(claim.file,)) as process:
+                raise DataError(
+                    f"{plan.outputs}: another workflow is writing there; wait for it, or choose other --outputs."
+                )
+            with (
+                claim,
+                subprocess.Popen(snakemake_command(config, engine, workers, "runs"), pass_fds=(claim.file,)) as process,
+            ):
                 process.wait()
     left = missing(plan.runs, plan.outputs, config.notebooks)
-    return [Outcome(run, "failed", why(plan, run)) if run in left else Outcome(run, "done" if run in todo else "cached") for run in plan.runs]
+    return [
+        Outcome(run, "failed", why(plan, run)) if run in left else Outcome(run, "done" if run in todo else "cached")
+        for run in plan.runs
+    ]

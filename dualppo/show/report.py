@@ -42,9 +42,29 @@ from ..papers.ledger import Entry, Verdict, read_ledger
 from ..papers.policy_class import REFERENCES, learning_figure
 from ..runs.runner import manifest
 from ..papers.studies import CLASS, HACKING, WEIGHTS, records_of, summary
-from ..papers.tables import (NOT_YET, TITLES, Table, build_table, compare, compare_table, comparison_note, configuration,
-                            figure_png, figures_folder, findings, graph1_table, plain, published_runs, records_at,
-                            read_runs, settings_of, shown_folder, shown_tables, summarise, summary_line)
+from dualppo.papers.tables import (
+    NOT_YET,
+    TITLES,
+    Table,
+    build_table,
+    compare,
+    compare_table,
+    comparison_note,
+    configuration,
+    figure_png,
+    figures_folder,
+    findings,
+    graph1_table,
+    plain,
+    published_runs,
+    records_at,
+    read_runs,
+    settings_of,
+    shown_folder,
+    shown_tables,
+    summarise,
+    summary_line,
+)
 from ..papers.weight_rules import trajectories_figure
 
 # %% ../../nbs/show/3b_report.ipynb #1548d61e

@@ -31,13 +31,16 @@ class DataError(ValueError):
     """
 
     def __init__(self, sentence: str):
-        line = re.sub("[\ud800-\udfff]", "\ufffd", re.sub("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+", " ", sentence))
+        line = re.sub(
+            "[\ud800-\udfff]", "\ufffd", re.sub("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+", " ", sentence)
+        )
         super().__init__(line if len(line) <= 2000 else f"{line[:1000]} … {line[-900:]}")
 
 
 @dataclass(frozen=True)
 class Exchange:
     "One wizard turn: the apprentice's `query`, the `knowledge` sentence, the human `reference` (seed 000 §4.A)."
+
     dialogue: str
     turn: int
     query: str
@@ -83,7 +86,9 @@ def _cannot_write(path: Path, error: OSError) -> DataError:
     return DataError(f"{path}: cannot be written because {why}; free some space or choose another folder.")
 
 # %% ../../nbs/text/01_data.ipynb #0ab441aa
-SCRATCH = ".dualppo-"  # how the name of everything unfinished begins, so that nobody reads it and a later start can remove it
+SCRATCH = (
+    ".dualppo-"  # how the name of everything unfinished begins, so that nobody reads it and a later start can remove it
+)
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> None:
@@ -156,7 +161,9 @@ def _rows(file: Any, path: Path) -> Iterator[tuple[int, Any]]:
     "The elements of a JSON list, one at a time."
     buffer, decoder, row = _Buffer(file), json.JSONDecoder(), 0
     if buffer.peek() != "[":
-        raise _bad(path, None, "", "a JSON list of dialogues must start with '['", "see the formats in nbs/text/01_data.ipynb")
+        raise _bad(
+            path, None, "", "a JSON list of dialogues must start with '['", "see the formats in nbs/text/01_data.ipynb"
+        )
     buffer.at += 1
     if buffer.peek() == "]":
         buffer.at += 1
@@ -199,13 +206,17 @@ def iter_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
     except FileNotFoundError as error:
         raise _bad(path, None, "", "no such file", "check the path, or set DUALPPO_DATA to the data folder") from error
     except OSError as error:
-        raise _bad(path, None, "", f"cannot be read ({error.strerror})", "check that it is a file you may read") from error
+        raise _bad(
+            path, None, "", f"cannot be read ({error.strerror})", "check that it is a file you may read"
+        ) from error
     except UnicodeDecodeError as error:
         raise _bad(path, row, "", f"not UTF-8 text ({error.reason})", "save the file as UTF-8") from error
     except RecursionError as error:
         raise _bad(path, row, "", "nested too deeply to be a dialogue", "check the file") from error
     except ValueError as error:
-        raise _bad(path, row, "", f"broken JSON ({_what(error)})", "the file is damaged or cut short: copy it again") from error
+        raise _bad(
+            path, row, "", f"broken JSON ({_what(error)})", "the file is damaged or cut short: copy it again"
+        ) from error
 
 # %% ../../nbs/text/01_data.ipynb #86698b08
 @dataclass
@@ -275,7 +286,9 @@ def _pair(reader: _Reader, row: int, turn: int, pair: Any) -> tuple[str, str]:
     field = f"dialogue[{turn}]"
     pair = _as(list, pair, reader, row, field)
     if len(pair) != 2:
-        raise reader.bad(row, field, f"expected [apprentice, wizard], found {len(pair)} items", "keep exactly two texts")
+        raise reader.bad(
+            row, field, f"expected [apprentice, wizard], found {len(pair)} items", "keep exactly two texts"
+        )
     return tuple(_as(str, text, reader, row, f"{field}[{i}]") for i, text in enumerate(pair))
 
 
@@ -322,7 +335,9 @@ def _read(path: str | Path, strict: bool, read_row: Callable[[_Reader, int, Any]
         read_row(reader, row, item)
     if not reader.exchanges:
         first = f" (first: row {r.row}, field '{r.field}', {r.why})" if (r := next(iter(reader.removals), None)) else ""
-        raise _bad(path, None, "", f"no exchange left after leaving out {len(reader.removals)}{first}", "check the file")
+        raise _bad(
+            path, None, "", f"no exchange left after leaving out {len(reader.removals)}{first}", "check the file"
+        )
     return reader.exchanges, reader.removals
 
 # %% ../../nbs/text/01_data.ipynb #7ef9b6e7
@@ -388,7 +403,13 @@ def read_text(path: str | Path, largest: int = 1 << 28) -> str:
             raise _bad(path, None, "", f"larger than {largest >> 20} MiB", "check that it is the right file")
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise _bad(path, None, "", f"cannot be read ({error.strerror})", "check the path, or set DUALPPO_DATA to the data folder") from error
+        raise _bad(
+            path,
+            None,
+            "",
+            f"cannot be read ({error.strerror})",
+            "check the path, or set DUALPPO_DATA to the data folder",
+        ) from error
     except UnicodeDecodeError as error:
         raise _bad(path, None, "", f"not UTF-8 text ({error.reason})", "save the file as UTF-8") from error
 
@@ -408,7 +429,13 @@ def _texts(path: str | Path, rows: Iterable[Any], fields: Sequence[str]) -> list
     for number, row in enumerate(rows):
         for field in fields:
             if not isinstance(row, dict) or not isinstance(row.get(field), str) or _half(row[field]):
-                raise _bad(path, number, field, "no usable text", f"every row needs {', '.join(fields)}; correct or remove the row")
+                raise _bad(
+                    path,
+                    number,
+                    field,
+                    "no usable text",
+                    f"every row needs {', '.join(fields)}; correct or remove the row",
+                )
     if not rows:
         raise _bad(path, None, "", "no rows", f"expected the fields {', '.join(fields)}")
     return rows
@@ -419,7 +446,9 @@ def table_rows(path: str | Path, fields: Sequence[str], **form: Any) -> list[dic
     try:
         return _texts(path, csv.DictReader(io.StringIO(read_text(path), newline=""), **form), fields)
     except csv.Error as error:
-        raise _bad(path, None, "", f"cannot be read as csv ({error})", f"expected the columns {', '.join(fields)}") from error
+        raise _bad(
+            path, None, "", f"cannot be read as csv ({error})", f"expected the columns {', '.join(fields)}"
+        ) from error
 
 
 def json_rows(path: str | Path, fields: Sequence[str]) -> list[dict[str, Any]]:
@@ -502,13 +531,15 @@ def clean(exchanges: Sequence[Exchange], lowercase: bool = False) -> tuple[list[
     return kept, removals
 
 # %% ../../nbs/text/01_data.ipynb #59d6f31a
-def split_by_dialogue(dialogue: Sequence[str | int], seed: int,
-                      fractions: Sequence[float] = (.70, .15, .15)) -> np.ndarray:
+def split_by_dialogue(
+    dialogue: Sequence[str | int], seed: int, fractions: Sequence[float] = (0.70, 0.15, 0.15)
+) -> np.ndarray:
     "Part of each exchange, int8 `[M]`: 0 train, 1 dev, 2 test; whole dialogues only, deterministic per seed (A27, A28)."
     names = [str(d) for d in (dialogue.tolist() if hasattr(dialogue, "tolist") else dialogue)]
     if len(fractions) != 3 or not all(f >= 0 for f in fractions) or abs(sum(fractions) - 1) > 1e-6:
-        raise DataError(f"fractions {tuple(fractions)}: need three shares, none negative, that sum to 1; "
-                        "use (.70, .15, .15).")
+        raise DataError(
+            f"fractions {tuple(fractions)}: need three shares, none negative, that sum to 1; use (.70, .15, .15)."
+        )
     size = Counter(names)
     order = np.random.default_rng(seed).permutation(np.array(sorted(size), dtype=object)) if size else []
     n = np.array([size[name] for name in order], dtype=float)
@@ -530,7 +561,9 @@ def sha256_of(path: str | Path) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     except OSError as error:
-        raise _bad(path, None, "", f"cannot be read ({error.strerror})", "check that it is a file you may read") from error
+        raise _bad(
+            path, None, "", f"cannot be read ({error.strerror})", "check that it is a file you may read"
+        ) from error
     return digest.hexdigest()
 
 # %% ../../nbs/text/01_data.ipynb #e22bb108
@@ -548,7 +581,13 @@ class _Bounded:
         return block
 
 # %% ../../nbs/text/01_data.ipynb #bdb75174
-_EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_EXTENSIONS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 
 
 class _Header(tarfile.TarInfo):
@@ -566,7 +605,9 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError("a sparse file")
         return header
 
-    def _proc_gnusparse_10(self, *_: Any) -> None:  # reads on without bound; the other two sparse forms lie in the header
+    def _proc_gnusparse_10(
+        self, *_: Any
+    ) -> None:  # reads on without bound; the other two sparse forms lie in the header
         raise tarfile.ReadError("a sparse file")
 
 # %% ../../nbs/text/01_data.ipynb #f1aa614d
@@ -609,7 +650,9 @@ def _unpack(archive: Path, folder: Path, max_bytes: int, max_members: int) -> No
             if count > max_members:
                 raise _bad(archive, None, "", f"more than {max_members} members", "do not use this archive")
             if trouble := _member_trouble(member, seen):
-                raise _bad(archive, None, normalise(member.name)[:80], f"this member {trouble}", "do not use this archive")
+                raise _bad(
+                    archive, None, normalise(member.name)[:80], f"this member {trouble}", "do not use this archive"
+                )
             target = folder / member.name
             (target if member.isdir() else target.parent).mkdir(parents=True, exist_ok=True)
             if member.isreg():
@@ -667,20 +710,26 @@ def _fetch(url: str, part: Path, timeout: float, tick: Callable[[int, int | None
         raise ConnectionError(f"{done} of {total} bytes arrived")
 
 # %% ../../nbs/text/01_data.ipynb #cf1fd1c0
-def _fetch_or_explain(url: str, part: Path, timeout: float, tick: Callable[[int, int | None], None], limit: int) -> None:
+def _fetch_or_explain(
+    url: str, part: Path, timeout: float, tick: Callable[[int, int | None], None], limit: int
+) -> None:
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
         _fetch(url, part, timeout, tick, limit)
     except urllib.error.HTTPError as error:
-        if error.code != 416:          # 416: nothing is missing; the hash decides
-            raise DataError(f"{url}: the server answers {error.code} {error.reason}; check the address or try later.") from error
+        if error.code != 416:  # 416: nothing is missing; the hash decides
+            raise DataError(
+                f"{url}: the server answers {error.code} {error.reason}; check the address or try later."
+            ) from error
     except (ConnectionError, TimeoutError, urllib.error.URLError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        raise DataError(f"{url}: the download stopped ({reason}); call again to resume it, or use the embedded "
-                        "features, which need no network.") from error
+        raise DataError(
+            f"{url}: the download stopped ({reason}); call again to resume it, or use the embedded "
+            "features, which need no network."
+        ) from error
     except OSError as error:
         raise _cannot_write(part, error) from error
-    except UnicodeError as error:      # a host name that is none
+    except UnicodeError as error:  # a host name that is none
         raise DataError(f"{url}: not an address ({error}); correct it.") from error
 
 # %% ../../nbs/text/01_data.ipynb #64263bce
@@ -776,26 +825,30 @@ def tutorial() -> list[TutorialExchange]:
 
 # %% ../../nbs/text/01_data.ipynb #703b8d8e
 PRINTED_COUNTS = {"kept": 18_430, "removed": 412, "train": 12_900, "dev": 2_760, "test": 2_770}
-OFFICIAL_TRAIN = {"dialogues": 18_430, "exchanges": 74_092}   # ParlAI's own fixtures of the task (A27)
+OFFICIAL_TRAIN = {"dialogues": 18_430, "exchanges": 74_092}  # ParlAI's own fixtures of the task (A27)
 
 
 def audit(exchanges: Sequence[Exchange] | None = None, removals: Sequence[Removal] | None = None) -> pd.DataFrame:
     "The counts of §4.A checked against each other and, when given, against data at hand: claim, printed, computed, holds (A27)."
     p, official = PRINTED_COUNTS, OFFICIAL_TRAIN
     rest = p["kept"] - p["removed"]
-    rows = [("train + dev + test = kept", p["kept"], p["train"] + p["dev"] + p["test"]),
-            ("70 % of kept", p["train"], round(.70 * p["kept"])),
-            ("15 % of kept (dev)", p["dev"], round(.15 * p["kept"])),
-            ("15 % of kept (test)", p["test"], round(.15 * p["kept"])),
-            ("kept = unfiltered official training dialogues", p["kept"], official["dialogues"]),
-            ("kept = official training exchanges (the unit the text names)", p["kept"], official["exchanges"]),
-            ("kept + removed = official training dialogues", p["kept"] + p["removed"], official["dialogues"]),
-            ("70 % if the 412 had been removed from 18,430", p["train"], round(.70 * rest))]
+    rows = [
+        ("train + dev + test = kept", p["kept"], p["train"] + p["dev"] + p["test"]),
+        ("70 % of kept", p["train"], round(0.70 * p["kept"])),
+        ("15 % of kept (dev)", p["dev"], round(0.15 * p["kept"])),
+        ("15 % of kept (test)", p["test"], round(0.15 * p["kept"])),
+        ("kept = unfiltered official training dialogues", p["kept"], official["dialogues"]),
+        ("kept = official training exchanges (the unit the text names)", p["kept"], official["exchanges"]),
+        ("kept + removed = official training dialogues", p["kept"] + p["removed"], official["dialogues"]),
+        ("70 % if the 412 had been removed from 18,430", p["train"], round(0.70 * rest)),
+    ]
     if exchanges is not None:
-        rows += [("data at hand: dialogues", None, len({x.dialogue for x in exchanges})),
-                 ("data at hand: exchanges kept", None, len(exchanges)),
-                 ("data at hand: exchanges removed", None, len(removals or ()))]
+        rows += [
+            ("data at hand: dialogues", None, len({x.dialogue for x in exchanges})),
+            ("data at hand: exchanges kept", None, len(exchanges)),
+            ("data at hand: exchanges removed", None, len(removals or ())),
+        ]
     frame = pd.DataFrame(rows, columns=["claim", "printed", "computed"]).astype({"printed": "Int64"})
-    close = (frame.printed - frame.computed).abs() <= .005 * frame.computed
+    close = (frame.printed - frame.computed).abs() <= 0.005 * frame.computed
     frame["holds"] = np.where(frame.printed.isna(), "", np.where(close.fillna(False), "yes", "no"))
     return frame

@@ -43,11 +43,15 @@ def state_vector(blocks: Sequence[Tensor]) -> Tensor:
         raise DataError("A state needs at least one block; pass the query and the knowledge embeddings.")
     for i, block in enumerate(blocks):
         if block.dim() != 2 or block.shape[0] != blocks[0].shape[0]:
-            raise DataError(f"State block {i} has shape {tuple(block.shape)} but block 0 has "
-                            f"{tuple(blocks[0].shape)}; give every block one row per state.")
+            raise DataError(
+                f"State block {i} has shape {tuple(block.shape)} but block 0 has "
+                f"{tuple(blocks[0].shape)}; give every block one row per state."
+            )
         if not torch.isfinite(block).all():
-            raise DataError(f"State block {i}, row {int((~torch.isfinite(block)).any(1).nonzero()[0])}: NaN or "
-                            "infinity; encode this row again.")
+            raise DataError(
+                f"State block {i}, row {int((~torch.isfinite(block)).any(1).nonzero()[0])}: NaN or "
+                "infinity; encode this row again."
+            )
     return torch.cat(list(blocks), dim=1)
 
 # %% ../../nbs/text/02_encoders.ipynb #451f0d4e
@@ -96,6 +100,7 @@ def mean_pool(h: Tensor, mask: Tensor) -> Tensor:
 # %% ../../nbs/text/02_encoders.ipynb #17943500
 class MiniLM:
     "E_text and E_action: frozen all-MiniLM-L6-v2, texts → `[n, 384]` unit rows; `precision` 'fp32' or 'bf16' (§4.B, A24)."
+
     dim = 384
 
     def __init__(self, precision: str = "fp32", device: str = "cpu", batch: int = 64, path: str | Path | None = None):
@@ -112,9 +117,10 @@ class MiniLM:
         out = torch.zeros(len(items), self.dim)
         order = sorted(range(len(items)), key=lambda i: len(items[i]))
         for start in range(0, len(items), self.batch):
-            rows = order[start:start + self.batch]
-            t = self.tokenizer([items[i] for i in rows], padding=True, truncation=True, max_length=256,
-                               return_tensors="pt").to(self.device)
+            rows = order[start : start + self.batch]
+            t = self.tokenizer(
+                [items[i] for i in rows], padding=True, truncation=True, max_length=256, return_tensors="pt"
+            ).to(self.device)
             out[rows] = mean_pool(self.model(**t).last_hidden_state, t["attention_mask"]).cpu()
         return out
 
@@ -187,8 +193,10 @@ def project_bag(ids: Sequence[np.ndarray], dim: int = 384, seed: int = 0, bucket
         return torch.zeros(len(ids), dim)
     flat = torch.from_numpy(np.concatenate([np.asarray(x) for x in ids]).astype(np.int64))
     if int(flat.max()) >= buckets or int(flat.min()) < 0:
-        raise DataError(f"Bucket number {int(flat.max())} lies outside 0…{buckets - 1}; hash the texts with the same "
-                        "number of buckets.")
+        raise DataError(
+            f"Bucket number {int(flat.max())} lies outside 0…{buckets - 1}; hash the texts with the same "
+            "number of buckets."
+        )
     starts = torch.cumsum(length, 0) - length
     return unit_rows(F.embedding_bag(flat, matrix, starts, mode="sum"))
 
@@ -211,8 +219,11 @@ class OneHotText:
 
     def encode(self, items: Sequence[str]) -> Tensor:
         def row(text: str) -> Tensor:
-            digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=7, salt=b"%d" % self.seed).digest()
+            digest = hashlib.blake2b(
+                text.encode("utf-8", "surrogatepass"), digest_size=7, salt=b"%d" % self.seed
+            ).digest()
             return torch.randn(self.dim, generator=torch.Generator().manual_seed(int.from_bytes(digest, "big")))
+
         return unit_rows(torch.stack([row(t) for t in items])) if len(items) else torch.zeros(0, self.dim)
 
 # %% ../../nbs/text/02_encoders.ipynb #1f323c76

