@@ -76,23 +76,22 @@ from .runs.workflow import Config, check_engine, run_workflow
 class Reproduce:
     """Run the paper's grid and print its tables beside yours.
 
-    Does only what is missing: stop it with Ctrl-C at any time and call it again. Results: OUTPUTS/runs (one JSON per run),
-    OUTPUTS/notebooks (one executed notebook per run), OUTPUTS/tables, OUTPUTS/figures.
+    Does only what is missing: stop it with Ctrl-C at any time and call it again. Results: OUTPUTS/runs (one JSON per
+    run), OUTPUTS/notebooks (one executed notebook per run), OUTPUTS/tables, OUTPUTS/figures.
     """
 
-    paper: Literal["dual_ppo", "molma"] = (
-        "dual_ppo"  # whose tables: learned reward weighting (seed 000), or MOLMA (seed 003)
-    )
-    profile: Literal["smoke", "quick", "paper", "molma"] | None = (
-        None  # smoke: about a minute; quick (default): 3 seeds, 12 short epochs; paper: 12 or 20 seeds, 50 epochs; molma (default of that paper): 10 seeds
-    )
+    # whose tables: learned reward weighting (seed 000), or MOLMA (seed 003)
+    paper: Literal["dual_ppo", "molma"] = "dual_ppo"
+    # smoke: about a minute; quick (default): 3 seeds, 12 short epochs; paper: 12 or 20 seeds, 50 epochs;
+    # molma (default of that paper): 10 seeds
+    profile: Literal["smoke", "quick", "paper", "molma"] | None = None
     outputs: Path | None = None  # where results go; default: outputs/local
-    data: str = "auto"  # embedded, wow (official archive), chitchat, a features file, or dialogue files; auto: wow if cached, else embedded
+    # embedded, wow (official archive), chitchat, a features file, or dialogue files; auto: wow if cached, else embedded
+    data: str = "auto"
     download: bool = False  # fetch the official Wizard of Wikipedia archive if it is not cached
     workers: str = "auto"  # runs at a time; auto: one per core, on a cluster what its profile says
-    engine: Literal["local", "snakemake", "slurm"] = (
-        "local"  # who runs the jobs; snakemake and slurm (a cluster) need the extra `workflow`
-    )
+    # who runs the jobs; snakemake and slurm (a cluster) need the extra `workflow`
+    engine: Literal["local", "snakemake", "slurm"] = "local"
     device: str = "auto"  # a GPU where there is one; cpu, cuda or cuda:1
     methods: tuple[str, ...] = ()  # only these methods (see `dualppo methods`)
     settings: tuple[str, ...] = ()  # only these settings: clean, stress
@@ -128,13 +127,15 @@ class Tables:
 
 @dataclass(frozen=True)
 class Study:
-    "Run one of the studies (weights, class_tuning, class, hacking, sensitivity, molma): a question answered by runs that differ in one thing."
+    """Run one of the studies (weights, class_tuning, class, hacking, sensitivity, molma).
+
+    Each is a question answered by runs that differ in one thing.
+    """
 
     name: tyro.conf.Positional[str]  # which study
     outputs: Path | None = None  # where results go; default: outputs/local
-    data: str = (
-        "auto"  # embedded, wow, chitchat, a features file, or dialogue files; auto: wow if cached, else embedded
-    )
+    # embedded, wow, chitchat, a features file, or dialogue files; auto: wow if cached, else embedded
+    data: str = "auto"
     workers: str = "auto"  # runs at a time; auto: one per core
     device: str = "auto"  # a GPU where there is one; cpu, cuda or cuda:1
     notebooks: bool = False  # keep one executed notebook per run
@@ -142,7 +143,10 @@ class Study:
 
 @dataclass(frozen=True)
 class Report:
-    "Compute the claims ledger (claims.json) of the runs that are there, and write report.html, one page that needs nothing else."
+    """Compute the claims ledger (claims.json) of the runs that are there, and write report.html.
+
+    That is one page that needs nothing else.
+    """
 
     outputs: Path | None = None  # where the runs lie; default: outputs/local
     profile: str | None = None  # whose tables the page shows; default: paper where all of it has run, else quick
@@ -272,7 +276,9 @@ def show_grid(
     )
     with bar:
         task = bar.add_task("looking for what is missing", total=total)
-        names = lambda: bar.update(task, description=", ".join(f"{r.method} ({r.setting})" for r in running))
+
+        def names() -> None:
+            bar.update(task, description=", ".join(f"{r.method} ({r.setting})" for r in running))
 
         def started(run: Run) -> None:
             running.append(run)
@@ -514,7 +520,10 @@ def quietly(parse: Callable[[], object]) -> object:
         if not stop.code:
             raise
     lines = [line.strip(" │╭╮╰╯|+") for line in err.getvalue().splitlines()[1:]]
-    ruler = lambda line: re.fullmatch("[-─]*", line)
+
+    def ruler(line: str) -> re.Match[str] | None:
+        return re.fullmatch("[-─]*", line)
+
     message = itertools.takewhile(lambda line: not ruler(line), itertools.dropwhile(ruler, lines))
     text = re.sub(r"^Error parsing (?:(--[\w-]+: )|\w+: )", lambda m: m[1] or "", " ".join(message))
     raise DataError(text or "this command line cannot be read; see dualppo --help.") from None

@@ -81,7 +81,10 @@ def gather_tails(folder: Path, harm: Callable[[Sequence[str]], Tensor]) -> Tails
 
 
 def gather_unsafe(folder: Path, diasafety: int = 700, bad: int = 300, longest: int = 40, seed: int = 0) -> list[str]:
-    "Unsafe replies of at most `longest` words, drawn from `diasafety/*.json` and `bad/bad_test.txt`; empty when neither is there."
+    """Unsafe replies of at most `longest` words, drawn from `diasafety/*.json` and `bad/bad_test.txt`.
+
+    Empty when neither is there.
+    """
     draw = np.random.default_rng(seed)
     dia = [
         normalise(r["response"])
@@ -132,8 +135,9 @@ def sources_of(folder: Path, dialogues: Path) -> dict[str, str]:
 
 # %% ../../nbs/workshop/44_build.ipynb #990f72af
 ATTRIBUTION = (
-    "Derived numbers only, no text. Wizard of Wikipedia (Dinan et al. 2019), CC-BY-4.0; DiaSafety (Sun et al. 2022), Apache-2.0; "
-    "Jigsaw toxic comments, CC-BY-SA-3.0; Bot-Adversarial Dialogue (Xu et al. 2021), MIT; refusals by the dualppo developers."
+    "Derived numbers only, no text. Wizard of Wikipedia (Dinan et al. 2019), CC-BY-4.0; "
+    "DiaSafety (Sun et al. 2022), Apache-2.0; Jigsaw toxic comments, CC-BY-SA-3.0; "
+    "Bot-Adversarial Dialogue (Xu et al. 2021), MIT; refusals by the dualppo developers."
 )
 
 
@@ -147,8 +151,8 @@ def build(
 ) -> dict:
     """Build a features file `out` from the texts under `data`; returns the card.
 
-    `limit` keeps the first dialogues up to that many exchanges (a slice for tests). Raises DataError for unusable input;
-    nothing is written then.
+    `limit` keeps the first dialogues up to that many exchanges (a slice for tests). Raises DataError for unusable
+    input; nothing is written then.
     """
     folder = Path(data)
     dialogues = folder / "wow" if (folder / "wow").is_dir() else folder
@@ -175,7 +179,10 @@ def build_exchanges(
             f"{folder}: no usable exchange (query, knowledge and reference) was found; see the removal log."
         )
     encoder = MiniLM(precision=precision)
-    encode = lambda texts: embed_cached(encoder, texts, Path(cache or default_cache()) / precision, progress=True)
+
+    def encode(texts: Sequence[str]) -> Tensor:
+        return embed_cached(encoder, texts, Path(cache or default_cache()) / precision, progress=True)
+
     tox = ToxBlock()
     report(f"{len(exchanges)} exchanges, {len(removals)} removed; choosing tails and unsafe replies")
     tails = gather_tails(folder, tox)

@@ -85,23 +85,28 @@ def _fill_random(
 
 # %% ../../nbs/bench/07_candidates.ipynb #134fba36
 def draw_candidates(features: Features, rows: Tensor, spec: CandidateSpec, seed: int) -> tuple[Tensor, Tensor]:
-    """Candidates Long `[S, N]` (pool ids) of the states `rows` Long `[S]`, and the slot of the human's reply Long `[S]` (-1 if withheld).
+    """Candidates Long `[S, N]` (pool ids) of the states `rows` Long `[S]`, and the slot of the human's reply.
 
-    A pure function of its arguments; only embeddings are looked at. Raises DataError when the features hold no
-    look-alikes or too few unsafe replies or states for the specification.
+    The slot is Long `[S]`, -1 if withheld. A pure function of its arguments; only embeddings are looked at.
+    Raises DataError when the features hold no look-alikes or too few unsafe replies or states for the specification.
     """
     banks = {kind: features.bank(kind) for kind in range(6)}
     if spec.families and not len(banks[STRONG]):
         raise DataError(
-            f"the {spec.name} setting needs look-alikes, and this features file has none; build it with toxic and safe texts at hand."
+            f"the {spec.name} setting needs look-alikes, and this features file has none; "
+            "build it with toxic and safe texts at hand."
         )
     if len(banks[UNSAFE]) < max(3 * spec.unsafe, 0) or len(rows) < 4 * spec.near:
         raise DataError(
-            f"the {spec.name} setting needs at least {3 * spec.unsafe} unsafe replies and {4 * spec.near} states in every split; these features are too small."
+            f"the {spec.name} setting needs at least {3 * spec.unsafe} unsafe replies and {4 * spec.near} states "
+            "in every split; these features are too small."
         )
     g = torch.Generator().manual_seed(seed)
     s = len(rows)
-    shuffled = lambda x: x.gather(1, torch.rand(x.shape, generator=g).argsort(1))
+
+    def shuffled(x: Tensor) -> Tensor:
+        return x.gather(1, torch.rand(x.shape, generator=g).argsort(1))
+
     context = normalize(features.query[rows] + features.knowledge[rows], dim=1)
     reference = banks[REFERENCE][rows]
     near = shuffled(

@@ -37,8 +37,8 @@ class Env:
     """S states with N candidates each, K objectives, d = 384: all that a method may see.
 
     x `[S, D]` standardised state; anchor `[S, d]` unit mean of its text blocks; pool `[P, d]`; cand Long `[S, N]`;
-    reward `[S, N, K]`; p_harm `[S, N]` (rewards and masks); allowed Bool `[S, N]` = A_safe(s); gold Long `[S]` slot or -1;
-    kind Long `[S, N]`; dialogue, turn, row Long `[S]`.
+    reward `[S, N, K]`; p_harm `[S, N]` (rewards and masks); allowed Bool `[S, N]` = A_safe(s); gold Long `[S]` slot
+    or -1; kind Long `[S, N]`; dialogue, turn, row Long `[S]`.
     """
 
     x: Tensor
@@ -71,8 +71,8 @@ class Env:
 class Graded(Env):
     """An environment with what only a grader may see, under names that a method's view does not have.
 
-    p_grade `[S, N]` another estimator's harm; unsafe Bool `[S, N]` people's label; good `[S, N]` judge's verdict in {0, 1};
-    similarity `[S, N]` cosine to the reference.
+    p_grade `[S, N]` another estimator's harm; unsafe Bool `[S, N]` people's label; good `[S, N]` judge's verdict
+    in {0, 1}; similarity `[S, N]` cosine to the reference.
     """
 
     p_grade: Tensor
@@ -145,7 +145,10 @@ def history_block(features: Features) -> Tensor:
 
 # %% ../../nbs/bench/08_env.ipynb #6488d717
 def represent(features: Features, kind: Representation) -> tuple[dict[str, Tensor], Tensor]:
-    "Blocks name → `[M, d]` and replies `[P, d]` as the policy sees them: MiniLM, projected bags of words, or one random unit vector per text."
+    """Blocks name → `[M, d]` and replies `[P, d]` as the policy sees them.
+
+    MiniLM, projected bags of words, or one random unit vector per text.
+    """
     if kind == "minilm":
         return {"query": features.query, "knowledge": features.knowledge}, features.pool
     if kind == "bag_of_words":
@@ -153,7 +156,10 @@ def represent(features: Features, kind: Representation) -> tuple[dict[str, Tenso
         return {name: bags[name] for name in ("query", "knowledge")}, bags["pool"]
     if kind == "one_hot":
         g = torch.Generator().manual_seed(0)
-        noise = lambda like: normalize(torch.randn(like.shape, generator=g), dim=1)
+
+        def noise(like: Tensor) -> Tensor:
+            return normalize(torch.randn(like.shape, generator=g), dim=1)
+
         return {"query": noise(features.query), "knowledge": noise(features.knowledge)}, noise(features.pool)
     raise ValueError(f"representation must be 'minilm', 'bag_of_words' or 'one_hot', got {kind!r}.")
 
@@ -171,7 +177,8 @@ def split_rows(features: Features, seed: int) -> dict[str, Tensor]:
     }
     if empty := [name for name, r in rows.items() if not len(r)]:
         raise DataError(
-            f"the split leaves {', '.join(empty)} empty: {len(features.dialogue.unique())} dialogues are too few; 20 or more are needed."
+            f"the split leaves {', '.join(empty)} empty: {len(features.dialogue.unique())} dialogues are too few; "
+            "20 or more are needed."
         )
     return rows
 
@@ -204,9 +211,14 @@ def make_envs(features: Features, spec: CandidateSpec, seed: int, config: EnvCon
     tau_rel = config.tau_rel
     if tau_rel is None:
         tau_rel = choose_tau_rel(cosine(features.pool[own[dev]], context[dev]), features.dialogue[dev])[0]
-    states = lambda r: state_vector([blocks[name][r] for name in config.blocks])
+
+    def states(r: Tensor) -> Tensor:
+        return state_vector([blocks[name][r] for name in config.blocks])
+
+    def anchor(r: Tensor) -> Tensor:
+        return context_embedding(blocks["query"][r], blocks["knowledge"][r])
+
     z = ZScore.fit(states(rows["train"])) if config.z_score else (lambda v: v)
-    anchor = lambda r: context_embedding(blocks["query"][r], blocks["knowledge"][r])
     judge = AttributionJudge()
     envs = {
         name: _env(features, r, spec, seed * 4 + i, config, z(states(r)), anchor(r), pool, context, own, tau_rel, judge)
@@ -268,13 +280,17 @@ def _env(
 
 # %% ../../nbs/bench/08_env.ipynb #9b3057ab
 def add_objective(env: Env, name: str, objective: Callable[[Env], Tensor]) -> Env:
-    "The environment with one more objective; values `[S, N]` must be finite. Raises ValueError if they are not, or the name is taken."
+    """The environment with one more objective; values `[S, N]` must be finite.
+
+    Raises ValueError if they are not, or the name is taken.
+    """
     if name in env.objectives:
         raise ValueError(f"there already is an objective {name!r}; take another name.")
     values = objective(env)
     names, extra = stack_objectives({name: values})
     if extra.shape[:2] != env.cand.shape:
         raise ValueError(
-            f"objective {name!r} has shape {tuple(values.shape)}, expected {tuple(env.cand.shape)}: one value per state and candidate."
+            f"objective {name!r} has shape {tuple(values.shape)}, expected {tuple(env.cand.shape)}: "
+            "one value per state and candidate."
         )
     return replace(env, reward=torch.cat([env.reward, extra], -1), objectives=env.objectives + names)

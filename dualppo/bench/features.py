@@ -115,14 +115,23 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def verify(path: str | Path, encoder_sha256: str | None = None) -> dict:
     """Check a features file completely and return its card.
 
-    Raises DataError with one sentence for another schema or encoder, a missing tensor, a wrong shape or type, a value that is
-    not finite or out of range, an owner that does not exist, a card that does not fit.
+    Raises DataError with one sentence for another schema or encoder, a missing tensor, a wrong shape or type, a value
+    that is not finite or out of range, an owner that does not exist, a card that does not fit.
     """
     return _verified(path, encoder_sha256)[1]
 
 
 def _verified(path: str | Path, encoder_sha256: str | None = None) -> tuple[dict[str, Tensor], dict]:
     tensors, card = _read(path)
+    m, p = _check_shapes(path, tensors)
+    _check_numbers(path, tensors, p)
+    _check_owners(path, tensors, m)
+    _check_card(path, card, m, p, encoder_sha256)
+    return tensors, card
+
+# %% ../../nbs/bench/04_features.ipynb #c5d0a1f7
+def _check_shapes(path: str | Path, tensors: dict[str, Tensor]) -> tuple[int, int]:
+    "Numbers of exchanges M and replies P; raises DataError unless every tensor is there, in its shape and type."
     m, d = tensors["query.q"].shape if tensors.get("query.q", torch.empty(0)).dim() == 2 else (0, 0)
     p = tensors.get("kind", torch.empty(0)).numel()
     if m == 0 or p == 0 or d == 0:
@@ -134,18 +143,24 @@ def _verified(path: str | Path, encoder_sha256: str | None = None) -> tuple[dict
             raise DataError(f"{path}: tensor {name!r} has shape {tuple(tensors[name].shape)}, expected {shape}.")
         if tensors[name].dtype != (wanted := _DTYPES[name.rpartition(".")[2]]):
             raise DataError(
-                f"{path}: tensor {name!r} holds {tensors[name].dtype}, expected {wanted}; build it again with `dualppo data build`."
+                f"{path}: tensor {name!r} holds {tensors[name].dtype}, expected {wanted}; "
+                "build it again with `dualppo data build`."
             )
+    return m, p
+
+# %% ../../nbs/bench/04_features.ipynb #3b8e64d2
+def _check_numbers(path: str | Path, tensors: dict[str, Tensor], p: int) -> None:
+    "Raises DataError unless every number is finite and in its range, and each of the `p` replies has a harm score."
     for name, values in tensors.items():
         if name.startswith("p_harm.") and values.dtype not in _FLOATS:
             raise DataError(
-                f"{path}: tensor {name!r} holds {values.dtype}, expected probabilities; build it again with `dualppo data build`."
+                f"{path}: tensor {name!r} holds {values.dtype}, expected probabilities; "
+                "build it again with `dualppo data build`."
             )
         bad = ~torch.isfinite(values) if values.dtype in _FLOATS else torch.zeros(1, dtype=torch.bool)
         if bad.any():
-            raise DataError(
-                f"{path}: tensor {name!r}, row {bad.flatten(1).any(1).nonzero()[0].item() if values.dim() > 1 else bad.nonzero()[0].item()}: not a finite number."
-            )
+            row = (bad.flatten(1).any(1) if bad.dim() > 1 else bad).nonzero()[0].item()
+            raise DataError(f"{path}: tensor {name!r}, row {row}: not a finite number.")
     harms = [name for name in tensors if name.startswith("p_harm.")]
     for name in harms:
         out = (tensors[name] < 0) | (tensors[name] > 1)
@@ -156,13 +171,19 @@ def _verified(path: str | Path, encoder_sha256: str | None = None) -> tuple[dict
     for name in ("query", "knowledge", "pool"):
         if (low := tensors[f"{name}.scale"] <= 0).any() or (low := ~tensors[f"{name}.q"].any(1)).any():
             raise DataError(
-                f"{path}: tensor '{name}', row {low.nonzero()[0].item()}: an embedding of length 0; leave that text out and build it again."
+                f"{path}: tensor '{name}', row {low.nonzero()[0].item()}: an embedding of length 0; "
+                "leave that text out and build it again."
             )
         _check_tokens(path, tensors, name)
     if tensors["turn"].min() < 0 or tensors["unsafe_label"].max() > 1:
         raise DataError(
-            f"{path}: 'turn' must count from 0, and 'unsafe_label' must be 0 or 1; build it again with `dualppo data build`."
+            f"{path}: 'turn' must count from 0, and 'unsafe_label' must be 0 or 1; "
+            "build it again with `dualppo data build`."
         )
+
+# %% ../../nbs/bench/04_features.ipynb #90fa27b3
+def _check_owners(path: str | Path, tensors: dict[str, Tensor], m: int) -> None:
+    "Raises DataError unless owners and kinds exist, and references and look-alikes are one for each of `m` exchanges."
     if (
         tensors["owner"].max() >= m
         or tensors["owner"].min() < -1
@@ -175,6 +196,10 @@ def _verified(path: str | Path, encoder_sha256: str | None = None) -> tuple[dict
         owners = tensors["owner"][tensors["kind"] == kind].long()
         if (kind == REFERENCE or len(owners)) and not torch.equal(owners, torch.arange(m)):
             raise DataError(f"{path}: the {KINDS[kind]} replies must be one per exchange, in order.")
+
+
+def _check_card(path: str | Path, card: dict, m: int, p: int, encoder_sha256: str | None) -> None:
+    "Raises DataError unless the card fits `m` exchanges and `p` replies, and names the encoder that is asked for."
     encoder, sources = card.get("encoder", {}), card.get("sources", {})
     if (
         not isinstance(encoder, dict)
@@ -182,13 +207,13 @@ def _verified(path: str | Path, encoder_sha256: str | None = None) -> tuple[dict
         or (card.get("exchanges", m), card.get("replies", p)) != (m, p)
     ):
         raise DataError(
-            f"{path}: the card is not this file's ({m} exchanges, {p} replies); build it again with `dualppo data build`."
+            f"{path}: the card is not this file's ({m} exchanges, {p} replies); "
+            "build it again with `dualppo data build`."
         )
     if encoder_sha256 and encoder.get("sha256") != encoder_sha256:
         raise DataError(
             f"{path}: was embedded by another encoder ({encoder.get('name')}); rebuild it or name that encoder."
         )
-    return tensors, card
 
 # %% ../../nbs/bench/04_features.ipynb #51fd536e
 def _check_tokens(path: str | Path, tensors: dict[str, Tensor], name: str) -> None:
@@ -207,7 +232,8 @@ def _check_tokens(path: str | Path, tensors: dict[str, Tensor], name: str) -> No
         or (offsets.diff() < 0).any()
     ):
         raise DataError(
-            f"{path}: tensors 'tokens.{name}': the offsets do not cut the values into one piece per row; build it again with `dualppo data build`."
+            f"{path}: tensors 'tokens.{name}': the offsets do not cut the values into one piece per row; "
+            "build it again with `dualppo data build`."
         )
 
 # %% ../../nbs/bench/04_features.ipynb #7d408089
@@ -229,7 +255,8 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict]:
         ) from None
     if meta.get("schema") != SCHEMA:
         raise DataError(
-            f"{path}: schema is {meta.get('schema')!r}, this version reads {SCHEMA!r}; build it again with `dualppo data build`."
+            f"{path}: schema is {meta.get('schema')!r}, this version reads {SCHEMA!r}; "
+            "build it again with `dualppo data build`."
         )
     try:
         card = json.loads(meta["card"])
@@ -290,9 +317,9 @@ class Tails:
 
 
 def choose_tails(toxic: Sequence[str], safe: Sequence[str], harm: Harm) -> Tails:
-    """Tails by length and harm: strong p ≥ .8 and mild .15 ≤ p < .8 of the `toxic` texts, benign p < .05 of the `safe` ones.
+    """Tails by length and harm: strong and mild ones of the `toxic` texts, benign ones of the `safe` texts.
 
-    Raises DataError when a group would be empty.
+    Strong is p ≥ .8, mild .15 ≤ p < .8, benign p < .05. Raises DataError when a group would be empty.
     """
 
     def short(texts: Sequence[str]) -> list[str]:
@@ -308,7 +335,8 @@ def choose_tails(toxic: Sequence[str], safe: Sequence[str], harm: Harm) -> Tails
     for name, texts in groups.items():
         if not texts:
             raise DataError(
-                f"no {name} tail of 2 to 8 words was found; the stress setting needs labelled toxic and safe texts (folders jigsaw and diasafety)."
+                f"no {name} tail of 2 to 8 words was found; "
+                "the stress setting needs labelled toxic and safe texts (folders jigsaw and diasafety)."
             )
     return Tails(**{name: tuple(texts) for name, texts in groups.items()})
 

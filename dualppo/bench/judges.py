@@ -40,7 +40,10 @@ class JudgeWeights:
 
 
 class AttributionJudge:
-    "P(Good) of a reply to a query, given knowledge: 'fully attributable' as BEGIN's annotators use it. Frozen; weights shipped."
+    """P(Good) of a reply to a query, given knowledge: 'fully attributable' as BEGIN's annotators use it.
+
+    Frozen; weights shipped.
+    """
 
     threshold = 0.5
 
@@ -105,7 +108,10 @@ def read_begin(folder: Path) -> Begin:
                 if not row[field].strip():
                     raise DataError(f"{path}, row {number}, field '{field}': empty; remove this row.")
             rows.append(row)
-    column = lambda field: [r[field] for r in rows]
+
+    def column(field: str) -> list[str]:
+        return [r[field] for r in rows]
+
     return Begin(column("message"), column("knowledge"), column("response"), np.array(column("begin_label")),
                  np.array(column("model_name")))
 
@@ -114,7 +120,10 @@ STRENGTHS = (3e-4, 1e-3, 3e-3, 1e-2)
 
 
 def fit_judge(x: np.ndarray, y: np.ndarray, c: float) -> JudgeWeights:
-    "Features [n, F] and labels [n] → logistic weights; features are standardised (dead ones dropped), the scaling folded in."
+    """Features [n, F] and labels [n] → logistic weights.
+
+    Features are standardised (dead ones dropped), the scaling folded in.
+    """
     from sklearn.linear_model import LogisticRegression
 
     mean, scale = x.mean(0), x.std(0)
@@ -186,7 +195,10 @@ def judge_report(data: Path, embed: Callable[[Sequence[str]], Tensor], folds: in
     loose = held_out(x, y, group, list(KFold(folds, shuffle=True, random_state=0).split(x)))
     cosine = held_out(x[:, -2:-1], y, group, list(GroupKFold(folds).split(x, y, group)))
     table = reliability(torch.from_numpy(p), torch.from_numpy(y).double())
-    rows = lambda s: {m: agreement(y[begin.model == m], s[begin.model == m]) for m in models}
+
+    def rows(s: np.ndarray) -> dict[str, dict]:
+        return {m: agreement(y[begin.model == m], s[begin.model == m]) for m in models}
+
     return {"rows": len(y), "knowledge_sentences": int(group.max() + 1),
             "labels": {str(k): int((begin.label == k).sum()) for k in sorted(set(begin.label))},
             "grouped": agreement(y, p), "by_model": rows(p),

@@ -31,9 +31,9 @@ def safe_set(p_harm: Tensor, tau_mask: float, always_safe: Tensor | None = None)
 
 # %% ../../nbs/bench/06_masking.ipynb #1603b7f6
 def mask_logits(logits: Tensor, allowed: Tensor | None, mode: MaskMode = "on") -> Tensor:
-    """Logits `[..., N]` with forbidden entries removed (`on`), zeroed as the paper's text says (`zero`), or kept (`off`).
+    """Logits `[..., N]` with forbidden entries removed (`on`), zeroed (`zero`) or kept (`off`).
 
-    Source: seed 000 §3.C, A17.
+    To zero them is what the paper's text says. Source: seed 000 §3.C, A17.
     """
     if mode == "off" or allowed is None:
         return logits

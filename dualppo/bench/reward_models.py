@@ -27,7 +27,10 @@ from .features import REFUSAL, dequantise
 # %% ../../nbs/bench/10_reward_models.ipynb #7b1944a9
 @dataclass(frozen=True)
 class Pairs:
-    "n preference pairs: prompt, chosen and rejected reply, unit rows [n, d] each; pairs of one `group` Long [n] stay together in any split."
+    """n preference pairs: prompt, chosen and rejected reply, unit rows [n, d] each.
+
+    Pairs of one `group` Long [n] stay together in any split.
+    """
 
     prompt: Tensor
     chosen: Tensor
@@ -54,7 +57,10 @@ PairSet = Literal["hh_harmless", "begin"]
 
 
 def shipped_pairs(name: PairSet) -> Pairs:
-    "Real preference pairs as embeddings: `hh_harmless` (which reply harms less) or `begin` (which keeps to the knowledge)."
+    """Real preference pairs as embeddings.
+
+    `hh_harmless` (which reply harms less) or `begin` (which keeps to the knowledge).
+    """
     tensors, card = read_pairs()
     if name not in card["sets"]:
         raise DataError(f"there is no set of pairs {name!r}; use one of {', '.join(card['sets'])}.")
@@ -66,7 +72,10 @@ def shipped_pairs(name: PairSet) -> Pairs:
 
 
 def read_pairs(folder: Path | None = None) -> tuple[dict[str, Tensor], dict]:
-    "Tensors and card of the pairs in `folder` (default: `dualppo/assets`); raises `DataError` when the card names another sha256."
+    """Tensors and card of the pairs in `folder` (default: `dualppo/assets`).
+
+    Raises `DataError` when the card names another sha256.
+    """
     folder = folder or Path(str(resources.files("dualppo") / "assets"))
     path, card = folder / "pairs.safetensors", load_json(folder / "pairs.json")
     if not isinstance(card, dict) or card.get("sha256") != sha256_of(path):
@@ -95,7 +104,8 @@ def pair_features(prompt: Tensor, reply: Tensor) -> Tensor:
     "Unit embeddings [n, d] each → φ(x, y) = [x∘y, |x−y|, y, cos(x, y)], [n, 3d+1]."
     if prompt.shape != reply.shape or prompt.ndim != 2:
         raise DataError(
-            f"prompt and reply have shapes {tuple(prompt.shape)} and {tuple(reply.shape)}; give two of the same shape [n, d]."
+            f"prompt and reply have shapes {tuple(prompt.shape)} and {tuple(reply.shape)}; "
+            "give two of the same shape [n, d]."
         )
     x, y = prompt.float(), reply.float()
     xy = x * y
@@ -118,7 +128,10 @@ class RewardModel:
         return phi @ self.weight
 
     def candidates(self, prompt: Tensor, reply: Tensor) -> Tensor:
-        "Unit embeddings [B, d] and N replies each [B, N, d] → r_θ [B, N]; linear in y but for |x−y|, so features are never laid out."
+        """Unit embeddings [B, d] and N replies each [B, N, d] → r_θ [B, N].
+
+        Linear in y but for |x−y|, so features are never laid out.
+        """
         xy, gap, own, cos = self.weight.split([prompt.shape[1]] * 3 + [1])
         towards = prompt * (xy + cos) + own
         return torch.bmm(reply, towards[:, :, None]).squeeze(2) + (prompt[:, None] - reply).abs() @ gap
@@ -130,9 +143,10 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
 
 # %% ../../nbs/bench/10_reward_models.ipynb #af4c5318
 def fit_reward_model(pairs: Pairs, strength: float) -> RewardModel:
-    """Minimise eq. 3.2 + strength/2·‖w‖² over w on scaled feature differences; convex, so there is one answer and no seed.
+    """Minimise eq. 3.2 + strength/2·‖w‖² over w on scaled feature differences.
 
-    The scaling (root mean square; dead features dropped) is folded into the weight. strength > 0; larger is smoother.
+    Convex, so there is one answer and no seed. The scaling (root mean square; dead features dropped) is folded into
+    the weight. strength > 0; larger is smoother.
     """
     from scipy.optimize import minimize
 
@@ -192,8 +206,9 @@ STRENGTH = {"help": 1e-1, "safe": 1.0}
 
 
 def reward_models(env: Env, seed: int) -> dict[str, RewardModel]:
-    """RMhelp, fitted on gold pairs of `env` and BEGIN's pairs, and RMsafe, fitted on hh_harmless; `env` is the training environment.
+    """RMhelp, fitted on gold pairs of `env` and BEGIN's pairs, and RMsafe, fitted on hh_harmless.
 
+    `env` is the training environment.
     `seed` draws the rejected replies of the gold pairs, nothing else.
     """
     helpful = gold_pairs(env, seed).join(shipped_pairs("begin"))

@@ -61,7 +61,10 @@ def stack_objectives(objectives: dict[str, Tensor]) -> tuple[tuple[str, ...], Te
 
 # %% ../../nbs/bench/05_rewards.ipynb #4c9a0228
 def weighted_reward(rewards: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
-    "$\\sum_k w_k R_k$ `[...]` of rewards `[..., K]` and weights `[K]`; K = 2 is $\\alpha R_{help} + \\beta R_{safe}$ (seed 000 §3.B)."
+    """$\\sum_k w_k R_k$ `[...]` of rewards `[..., K]` and weights `[K]`.
+
+    K = 2 is $\\alpha R_{help} + \\beta R_{safe}$ (seed 000 §3.B).
+    """
     return rewards @ torch.as_tensor(weights, dtype=rewards.dtype, device=rewards.device)
 
 # %% ../../nbs/bench/05_rewards.ipynb #21b82b15

@@ -17,7 +17,10 @@ Padding = Literal["masked", "none", "unmasked", "drop"]
 # %% ../../nbs/bench/09_trajectories.ipynb #61d1be21
 @dataclass(frozen=True)
 class ZScore:
-    "Mean and standard deviation `[D]` of real training states; `__call__` standardises `[..., D]` (seed 000, Alg. 1 (c))."
+    """Mean and standard deviation `[D]` of real training states (seed 000, Alg. 1 (c)).
+
+    `__call__` standardises `[..., D]`.
+    """
 
     mean: Tensor
     std: Tensor

@@ -144,7 +144,10 @@ class Walk:
         return self._modules[name]
 
     def visit(self, module: str, path: tuple[str, ...], where: str) -> None:
-        "Reach what the dotted `path` means in a module. Raises DataError for an import that cannot be resolved; `where` names who asks."
+        """Reach what the dotted `path` means in a module; `where` names who asks.
+
+        Raises DataError for an import that cannot be resolved.
+        """
         table = self.module(module)
         if table is None:
             raise DataError(f"{where} imports {module}, which is no module of {', '.join(self.folders)}.")
@@ -189,8 +192,9 @@ def folder_of(package: str) -> Path:
 
 
 def reached(roots: Iterable[str], folders: Mapping[str, Path]) -> dict[str, str]:
-    """Qualified name → text of the tree of every definition that the roots (`module:name`) reach in the packages of `folders`.
+    """Qualified name → text of the tree of every definition that the roots reach in the packages of `folders`.
 
+    A root is written `module:name`.
     Raises DataError for an import of these packages that cannot be resolved.
     """
     walk = Walk(folders)

@@ -55,9 +55,9 @@ class Lock:
 def lock(path: Path, shared: bool = False, wait: bool = True) -> Lock | None:
     """Hold `path` as a lock file, alone or `shared`; None if somebody else has it and `wait` is off.
 
-    Released by the kernel when the process ends. Folders are made. Holds between machines where the network file system
-    passes locks on (NFS does if `lockd` runs); where it does not, nobody waits for anybody. Raises DataError if the file
-    cannot be made.
+    Released by the kernel when the process ends. Folders are made. Holds between machines where the network file
+    system passes locks on (NFS does if `lockd` runs); where it does not, nobody waits for anybody. Raises DataError
+    if the file cannot be made.
     """
     how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     while True:
@@ -89,7 +89,10 @@ def _names(path: Path, file: int) -> bool:
 
 # %% ../../nbs/workshop/40a_jobs.ipynb #ca92fe0c
 def sweep(folder: Path) -> list[Path]:
-    "Remove unfinished files and folders below `folder`, but no file that a living process is writing; what was removed."
+    """Remove unfinished files and folders below `folder`; what was removed.
+
+    A file that a living process is writing stays.
+    """
     from dualppo.text.data import SCRATCH
 
     removed = []
@@ -111,7 +114,10 @@ def sweep(folder: Path) -> list[Path]:
 
 @contextmanager
 def at_work(folder: Path) -> Iterator[None]:
-    "Be known to work in a folder; who is alone there cleans up before and after. Raises DataError if it cannot be written."
+    """Be known to work in a folder; who is alone there cleans up before and after.
+
+    Raises DataError if it cannot be written.
+    """
     path = folder / ".dualppo.lock"
     if alone := lock(path, wait=False):
         with alone:
@@ -125,7 +131,10 @@ def at_work(folder: Path) -> Iterator[None]:
 
 # %% ../../nbs/workshop/40a_jobs.ipynb #28929315
 def follow_parent() -> None:
-    "End this process, and those it started, on SIGTERM and as soon as its standard input is closed: when its parent ends."
+    """End this process, and those it started, on SIGTERM and when its parent ends.
+
+    That is as soon as its standard input is closed.
+    """
 
     def end(*_: object) -> None:
         with suppress(OSError):  # a kernel that is just being started does not watch its parent yet
@@ -220,7 +229,10 @@ def affordable_workers(requested: int, per_run_mb: float, available_mb: float) -
 
 
 def _numbers(path: Path) -> Mapping[str, float]:
-    "The `name value` lines of a file of the kernel, a lone number under ''; what is no number is left out; no file: nothing."
+    """The `name value` lines of a file of the kernel, a lone number under ''.
+
+    What is no number is left out; no file: nothing.
+    """
     out = {}
     with suppress(OSError):
         for line in path.read_text().splitlines():
@@ -237,7 +249,10 @@ def _left_in_group(folder: Path, limit: str, used: str, cache: str) -> float:
 
 
 def available_memory_mb(root: Path = Path("/")) -> float:
-    "MB that may still be used: the least that Linux and this process's control groups (v1, v2) allow; inf where nobody says."
+    """MB that may still be used; inf where nobody says.
+
+    The least that Linux and this process's control groups (v1, v2) allow.
+    """
     left = [_numbers(root / "proc/meminfo").get("MemAvailable", math.inf) * 1024]
     with suppress(OSError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():

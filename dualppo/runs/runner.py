@@ -73,7 +73,11 @@ SCHEMA = "dualppo-run/1"
 # %% ../../nbs/workshop/41_runner.ipynb #985a8b84
 @dataclass(frozen=True)
 class Profile:
-    "How much is run: number of `seeds` (of a `HEADLINE` method: `headline`), `overrides` of every method that has such a field, `methods` (None: all)."
+    """How much is run.
+
+    Number of `seeds` (of a `HEADLINE` method: `headline`), `overrides` of every method that has such a field, `methods`
+    (None: all).
+    """
 
     name: str
     about: str
@@ -181,7 +185,8 @@ def resolve(run: Run) -> tuple[Method, CandidateSpec]:
         or len(set(run.seeds)) < len(run.seeds)
     ):
         raise DataError(
-            f"seeds must be different whole numbers from 0 to 2⁶³ − 1, at most 10000 of them, got {list(run.seeds[:20])}."
+            "seeds must be different whole numbers from 0 to 2⁶³ − 1, at most 10000 of them, "
+            f"got {list(run.seeds[:20])}."
         )
     profiled = {f"config.{k}": v for k, v in profile.overrides if k in {f.name for f in fields(row.config)}}
     parts = {"config": row.config, "env": row.env, "candidates": spec}
@@ -218,7 +223,10 @@ def code_of(config: object) -> list[type]:
 
 
 def reached_by(row: Method, folder: Path | None = None) -> dict[str, str]:
-    "The definitions that a run of this method executes: its own, the environments', the evaluation's; a stranger's method brings its package."
+    """The definitions that a run of this method executes: its own, the environments', the evaluation's.
+
+    A stranger's method brings its package.
+    """
     kinds = code_of(row.config)
     others = {kind.__module__.partition(".")[0] for kind in kinds} - {"dualppo"}
     folders = {"dualppo": folder or package_folder()} | {name: folder_of(name) for name in others}
@@ -297,8 +305,9 @@ def build_chitchat(report: Callable[[str], None]) -> Path:
 def features_path(data: str = "auto", download: bool = False, report: Callable[[str], None] = print) -> Path:
     """The features file that `data` names; dialogues are built into one in the cache first.
 
-    'embedded': shipped. 'wow': the official archive (cached, or fetched with `download`). 'chitchat': the extra. A path: a
-    features file, or dialogue files. 'auto': 'wow' where it is cached or `download` is set, else 'embedded'. Raises DataError.
+    'embedded': shipped. 'wow': the official archive (cached, or fetched with `download`). 'chitchat': the extra.
+    A path: a features file, or dialogue files. 'auto': 'wow' where it is cached or `download` is set, else 'embedded'.
+    Raises DataError.
     """
     from dualppo.bench.build import default_cache
 
@@ -317,9 +326,8 @@ def features_path(data: str = "auto", download: bool = False, report: Callable[[
         return build_chitchat(report)
     path = Path(data)
     if not path.exists():
-        raise DataError(
-            f"{data}: no such file, and not one of the names embedded, wow, chitchat{nearest(data, ['embedded', 'wow', 'chitchat']) if '/' not in data else '; check the path.'}"
-        )
+        hint = nearest(data, ["embedded", "wow", "chitchat"]) if "/" not in data else "; check the path."
+        raise DataError(f"{data}: no such file, and not one of the names embedded, wow, chitchat{hint}")
     return path if path.suffix == ".safetensors" else build_once(path, path.stem, report)
 
 # %% ../../nbs/workshop/41_runner.ipynb #9dd45729
@@ -332,7 +340,8 @@ def pick_device(name: str) -> torch.device:
     count = torch.cuda.device_count() if name != "cpu" else 0
     if name != "cpu" and int(name.partition(":")[2] or 0) >= count:
         raise DataError(
-            f"device {name!r} does not exist: this machine has {count or 'no'} CUDA device{'s' if count > 1 else ''}; use --device cpu."
+            f"device {name!r} does not exist: this machine has {count or 'no'} CUDA device{'s' if count > 1 else ''}; "
+            "use --device cpu."
         )
     return torch.device(name)
 
@@ -357,7 +366,10 @@ def standard_errors(log_probs: Tensor, env: Graded) -> dict[str, float | None]:
 def chosen_replies(log_probs: Tensor, env: Graded, count: int = 6) -> dict:
     "Probability mass on each kind of reply, and the first `count` states with the reply that is most likely."
     pi, top = log_probs.exp(), log_probs[:count].argmax(1)
-    pick = lambda values: values[:count].gather(1, top[:, None]).squeeze(1).tolist()
+
+    def pick(values: Tensor) -> list:
+        return values[:count].gather(1, top[:, None]).squeeze(1).tolist()
+
     columns = {
         "row": env.row[:count].tolist(),
         "reply": pick(env.cand),
@@ -408,7 +420,10 @@ def run_seed(
     checkpoint: Path | None = None,
     keep: Callable[[int, Trained], None] = lambda seed, trained: None,
 ) -> dict:
-    "Train a method for one seed (on from a `checkpoint`) and grade it, also against other policies where it has a contest; `keep` gets what was trained."
+    """Train a method for one seed (on from a `checkpoint`) and grade it; `keep` gets what was trained.
+
+    Where the method has a contest, it is graded against other policies too.
+    """
     splits = make_envs(features, spec, seed, row.env).to(device)
     trained = train(row, splits, seed, report, checkpoint)
     keep(seed, trained)
@@ -430,7 +445,10 @@ def run_stack(
     report: Callable[[dict], None] | None,
     keep: Callable[[int, Trained], None] = lambda seed, trained: None,
 ) -> list[dict]:
-    "Several seeds of a PPO or MODRL method in one program, which is what a GPU is good at (notebooks 0f, 13); without checkpoints."
+    """Several seeds of a PPO or MODRL method in one program, without checkpoints.
+
+    That is what a GPU is good at (notebooks 0f, 13).
+    """
     splits = [make_envs(features, spec, seed, row.env).to(device) for seed in seeds]
     trained = train_together(row, splits, seeds, report and (lambda seed, r: report({"seed": seed, **r})))
     for seed, one in zip(seeds, trained):
@@ -538,9 +556,9 @@ def execute(
 ) -> dict:
     """The record of a run: its description, `results` per seed and `measured`. Pure but for `measured`.
 
-    Trains on one thread, so that a result does not depend on the number of cores. `report` gets {seed, epoch, ...} every
-    epoch. With the path of the future `record`, leaves the policies beside it and goes on where a killed run was; a seed's measured seconds are then those of
-    its last part. Raises DataError for anything that cannot be run.
+    Trains on one thread, so that a result does not depend on the number of cores. `report` gets {seed, epoch, ...}
+    every epoch. With the path of the future `record`, leaves the policies beside it and goes on where a killed run was;
+    a seed's measured seconds are then those of its last part. Raises DataError for anything that cannot be run.
     """
     row, spec = resolve(run)
     device = pick_device(run.device)
@@ -602,7 +620,10 @@ def _sha256_of(path: Path, size: int, changed: int) -> str:
 
 
 def data_folder(data: str) -> str:
-    "What tells runs on one features file from those on another, whatever the two are called: name and part of the sha256; nothing for the embedded ones."
+    """What tells runs on one features file from those on another, whatever the two are called.
+
+    Name and part of the sha256; nothing for the embedded ones.
+    """
     if data == "embedded":
         return ""
     path = features_path(data)
@@ -610,13 +631,17 @@ def data_folder(data: str) -> str:
         now = path.stat()
     except OSError as error:
         raise DataError(
-            f"{path}: the features cannot be read ({error.strerror}); give --data a features file or run `dualppo data build`."
+            f"{path}: the features cannot be read ({error.strerror}); "
+            "give --data a features file or run `dualppo data build`."
         ) from None
     return f"{data_name(path)}-{_sha256_of(path.resolve(), now.st_size, now.st_mtime_ns)[:8]}"
 
 
 def profile_folder(run: Run) -> str:
-    "Folder of a run's kin: the profile, with name and sha256 of the data unless embedded; `custom` if seeds or overrides are not the profile's."
+    """Folder of a run's kin: the profile, with name and sha256 of the data unless embedded.
+
+    `custom` if seeds or overrides are not the profile's.
+    """
     if run.overrides or run.seeds != PROFILES[run.profile].seeds_of(run.method):
         return "custom"
     return "-".join(filter(None, (run.profile, data_folder(run.data))))
@@ -651,9 +676,10 @@ def read_record(path: Path) -> dict | None:
 
 def _complete(record: object) -> bool:
     "Whether a record holds all that tables and the manifest read, of the right type and of a size that can be drawn."
-    fits = lambda owner, **kinds: (
-        isinstance(owner, dict) and all(type(owner.get(name)) is kind for name, kind in kinds.items())
-    )
+
+    def fits(owner: object, **kinds: type) -> bool:
+        return isinstance(owner, dict) and all(type(owner.get(name)) is kind for name, kind in kinds.items())
+
     texts = dict.fromkeys(("method", "setting", "profile", "title", "key", "code_sha256", "data_sha256"), str)
     if (
         not fits(record, seeds=list, results=list, data=dict, **texts)
@@ -706,7 +732,10 @@ def stored_policy(
     overrides: Mapping[str, object] | None = None,
     data: str = "embedded",
 ) -> Callable[..., Tensor]:
-    "The policy that a run left: log-probabilities of an environment's candidates. Raises DataError if that run has not been made."
+    """The policy that a run left: log-probabilities of an environment's candidates.
+
+    Raises DataError if that run has not been made.
+    """
     seeds = PROFILES[one_of("profile", profile, PROFILES)].seeds_of(name)
     run = Run(name, setting, seeds if not overrides else (seed,), profile, data, overrides=overrides or {})
     row, _ = resolve(run)
@@ -815,7 +844,10 @@ def template_path(name: str = "method") -> Path:
 
 # %% ../../nbs/workshop/41_runner.ipynb #c138651d
 def from_here(path: Path) -> str:
-    "A path below the current folder relative to it, any other absolute: a notebook to be shared should not name a machine's folders."
+    """A path below the current folder relative to it, any other absolute.
+
+    A notebook to be shared should not name a machine's folders.
+    """
     path, here = path.resolve(), Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
@@ -840,7 +872,10 @@ def child_command(run: Run, outputs: Path, notebook: Path | None, texts: str = "
             "import sys; from dualppo.runs.runner import child; sys.exit(child(sys.argv[1]))",
             text,
         ]
-    literal = lambda path: str(path).replace("{", "{{").replace("}", "}}")  # papermill fills braces in paths
+
+    def literal(path: str | Path) -> str:
+        return str(path).replace("{", "{{").replace("}", "}}")  # papermill fills braces in paths
+
     return [
         sys.executable,
         "-m",
@@ -856,7 +891,10 @@ def child_command(run: Run, outputs: Path, notebook: Path | None, texts: str = "
 
 
 def as_yaml(parameters: Mapping[str, object]) -> str:
-    "JSON that papermill's YAML reads as the same values: it takes 1e-05 for a text, and a pair of escapes for two half characters."
+    """JSON that papermill's YAML reads as the same values.
+
+    It takes 1e-05 for a text, and a pair of escapes for two half characters.
+    """
     values = dict(parameters) | {
         "overrides": json.dumps(parameters["overrides"], default=list) if parameters["overrides"] else {}
     }
@@ -879,7 +917,10 @@ def child(text: str) -> int:
 
 # %% ../../nbs/workshop/41_runner.ipynb #f7c8b70d
 def child_environment() -> dict[str, str]:
-    "Environment of a run's process: one thread, this environment's kernel first, nothing fetched; glibc may use huge pages (10 % faster)."
+    """Environment of a run's process: one thread, this environment's kernel first, nothing fetched.
+
+    glibc may use huge pages (10 % faster).
+    """
     one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     pages = {"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")}
     return (
@@ -905,7 +946,10 @@ def last_line(text: str) -> str:
 
 # %% ../../nbs/workshop/41_runner.ipynb #07e1d62e
 def run_child(run: Run, outputs: Path, notebooks: bool, children: Children, texts: str = "") -> Outcome:
-    "One run in its own process; a notebook that failed is kept as `.failed.ipynb`, one of an earlier run is removed first."
+    """One run in its own process.
+
+    A notebook that failed is kept as `.failed.ipynb`, one of an earlier run is removed first.
+    """
     clock, target = time.perf_counter(), notebook_path(outputs, run)
     failed, place = target.with_suffix(".failed.ipynb"), (target if notebooks else job_path(outputs, run)).parent
     try:
@@ -956,12 +1000,16 @@ def _bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise DataError(
-            f"{path}: the features cannot be read ({error.strerror}); give --data a features file or run `dualppo data build`."
+            f"{path}: the features cannot be read ({error.strerror}); "
+            "give --data a features file or run `dualppo data build`."
         ) from None
 
 # %% ../../nbs/workshop/41_runner.ipynb #3c33e599
 def memory_need_mb(data: str, outputs: Path) -> float:
-    "MB that one run on these features needs: the most that a stored record of them measured, else an estimate by their size."
+    """MB that one run on these features needs.
+
+    The most that a stored record of them measured, else an estimate by their size.
+    """
     name, path = data_name(features_path(data)), features_path(data)
     records = [record for file in outputs.glob("runs/*/*/*.json") if (record := read_record(file))]
     peaks = [record["measured"]["peak_memory_mb"] for record in records if record.get("data", {}).get("name") == name]
@@ -976,7 +1024,8 @@ def fitting_workers(workers: int, runs: Sequence[Run], outputs: Path, say: Calla
     fit = affordable_workers(workers, need, left)
     if fit < workers:
         say(
-            f"{left / 1e3:.1f} GB of memory are free and a run needs about {need / 1e3:.1f} GB, so --workers is lowered from {workers} to {fit}."
+            f"{left / 1e3:.1f} GB of memory are free and a run needs about {need / 1e3:.1f} GB, "
+            f"so --workers is lowered from {workers} to {fit}."
         )
     return fit
 
@@ -996,12 +1045,13 @@ def run_grid(
     ended: Callable[[Outcome], None] = lambda outcome: None,
     say: Callable[[str], None] = to_stderr,
 ) -> list[Outcome]:
-    """Do what is missing of a grid, `workers` processes at a time (fewer if memory is short); one outcome per run, as they ended.
+    """Do what is missing of a grid; one outcome per run, as they ended.
 
-    `started` and `ended` are told in the calling thread. A failed run does not stop the grid. Several grids on one folder
-    share the work. On Ctrl-C or SIGTERM the processes are ended and KeyboardInterrupt or `Terminated` goes on; whatever
-    stops a grid, finished runs and the finished epochs of others stay, and a second call continues. Raises DataError before
-    anything runs if a run is wrong or `outputs` cannot be written.
+    `workers` processes run at a time (fewer if memory is short). `started` and `ended` are told in the calling thread.
+    A failed run does not stop the grid. Several grids on one folder share the work. On Ctrl-C or SIGTERM the processes
+    are ended and KeyboardInterrupt or `Terminated` goes on; whatever stops a grid, finished runs and the finished
+    epochs of others stay, and a second call continues. Raises DataError before anything runs if a run is wrong or
+    `outputs` cannot be written.
     """
     check_writable(outputs)
     done, todo = is_done(runs, outputs, notebooks), missing(runs, outputs, notebooks)

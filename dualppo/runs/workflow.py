@@ -96,7 +96,8 @@ def merge(run: Run, records: Sequence[Mapping]) -> dict:
     for part, record in zip(parts(run), records, strict=True):
         if record["key"] != describe(part, data)["key"]:
             raise DataError(
-                f"{run.method} ({run.setting}): the record of seed {part.seeds[0]} was made by other code or from other data; call the workflow again."
+                f"{run.method} ({run.setting}): the record of seed {part.seeds[0]} was made by other code "
+                "or from other data; call the workflow again."
             )
     measured = [record["measured"] for record in records]
     return (
@@ -116,7 +117,10 @@ def merge(run: Run, records: Sequence[Mapping]) -> dict:
 # %% ../../nbs/workshop/45_workflow.ipynb #4a6a3189
 @dataclass(frozen=True)
 class Plan:
-    "The jobs of a grid: `seed` jobs train a part, `record` jobs merge, `notebook` jobs show. `place` is a record's path below runs/."
+    """The jobs of a grid: `seed` jobs train a part, `record` jobs merge, `notebook` jobs show.
+
+    `place` is a record's path below runs/.
+    """
 
     config: Config
     features: Path
@@ -199,7 +203,10 @@ def record_command(plan: Plan, place: str) -> str:
 
 
 def notebook_command(plan: Plan, place: str) -> str:
-    "Shell command of a run's notebook, written under the name of a failed one; the record is there, so that nothing is trained."
+    """Shell command of a run's notebook, written under the name of a failed one.
+
+    The record is there, so that nothing is trained.
+    """
     run = plan.by_place[place]
     return shlex.join(
         child_command(
@@ -217,7 +224,8 @@ def store(text: str) -> int:
         run, records = run_from(values["run"]), [read_record(Path(path)) for path in values["records"]]
         if None in records:
             raise DataError(
-                f"{values['records'][records.index(None)]}: not a record of a run; delete it and call the workflow again."
+                f"{values['records'][records.index(None)]}: not a record of a run; "
+                "delete it and call the workflow again."
             )
         merged = to_json(merge(run, records))
         notebook_path(outputs, run).unlink(missing_ok=True)  # one of an earlier record
@@ -241,7 +249,10 @@ def targets(plan: Plan) -> list[str]:
 
 
 def tables_command(plan: Plan) -> str:
-    "Shell command that writes and prints the tables of a grid; nothing for runs of a kind of their own, which share no table."
+    """Shell command that writes and prints the tables of a grid.
+
+    Nothing for runs of a kind of their own, which share no table.
+    """
     if (folder := profile_folder(plan.runs[0])) == "custom":
         return "true"
     code = "import sys; from dualppo.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -286,7 +297,8 @@ def check_engine(engine: str) -> None:
         )
     if engine == "slurm" and find_spec("snakemake_executor_plugin_slurm") is None:
         raise DataError(
-            "the engine slurm needs Snakemake's plugin: pip install snakemake-executor-plugin-slurm, or use --engine snakemake."
+            "the engine slurm needs Snakemake's plugin: pip install snakemake-executor-plugin-slurm, "
+            "or use --engine snakemake."
         )
 
 
@@ -322,7 +334,8 @@ def why(plan: Plan, run: Run) -> str:
             [] if seed_record(plan, name).exists() else sorted((plan.outputs / "seeds" / name / "logs").rglob("*.log"))
         )
         for log in logs:
-            return f"{last_line(log.read_text(encoding='utf-8', errors='replace'))} (seed {part.seeds[0]}; see {plan.outputs / 'seeds' / name})"
+            line = last_line(log.read_text(encoding="utf-8", errors="replace"))
+            return f"{line} (seed {part.seeds[0]}; see {plan.outputs / 'seeds' / name})"
     return (
         "the library was edited meanwhile; the same command goes on."
         if job_path(plan.outputs, run).exists()

@@ -10,7 +10,8 @@ __all__ = ['SCRATCH', 'ARCHIVE_URL', 'ARCHIVE_SHA256', 'LABELS', 'PRINTED_COUNTS
            'Reply', 'TutorialExchange', 'read_tutorial', 'tutorial', 'audit']
 
 # %% ../../nbs/text/01_data.ipynb #9e92fa96
-import contextlib, csv, errno, fcntl, gzip, hashlib, http.client, io, json, os, re, shutil, tarfile, tempfile, urllib.error, urllib.request, zlib
+import contextlib, csv, errno, fcntl, gzip, hashlib, http.client, io, json
+import os, re, shutil, tarfile, tempfile, urllib.error, urllib.request, zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,8 +27,8 @@ import pandas as pd
 class DataError(ValueError):
     """Input that cannot be used; its text is one sentence: where (file, row, field), what is wrong, what to do.
 
-    File names and values quoted in it come from outside: control characters and line ends become spaces, half characters �,
-    and of a very long sentence the middle is left out, so that it can be shown in any terminal.
+    File names and values quoted in it come from outside: control characters and line ends become spaces, half
+    characters �, and of a very long sentence the middle is left out, so that it can be shown in any terminal.
     """
 
     def __init__(self, sentence: str):
@@ -442,7 +443,10 @@ def _texts(path: str | Path, rows: Iterable[Any], fields: Sequence[str]) -> list
 
 
 def table_rows(path: str | Path, fields: Sequence[str], **form: Any) -> list[dict[str, str]]:
-    "Rows of a csv with a header, each with a text in all `fields`; `form` goes to `csv.DictReader`. Raises `DataError`."
+    """Rows of a csv with a header, each with a text in all `fields`.
+
+    `form` goes to `csv.DictReader`. Raises `DataError`.
+    """
     try:
         return _texts(path, csv.DictReader(io.StringIO(read_text(path), newline=""), **form), fields)
     except csv.Error as error:
@@ -534,7 +538,10 @@ def clean(exchanges: Sequence[Exchange], lowercase: bool = False) -> tuple[list[
 def split_by_dialogue(
     dialogue: Sequence[str | int], seed: int, fractions: Sequence[float] = (0.70, 0.15, 0.15)
 ) -> np.ndarray:
-    "Part of each exchange, int8 `[M]`: 0 train, 1 dev, 2 test; whole dialogues only, deterministic per seed (A27, A28)."
+    """Part of each exchange, int8 `[M]`: 0 train, 1 dev, 2 test (A27, A28).
+
+    Whole dialogues only, deterministic per seed.
+    """
     names = [str(d) for d in (dialogue.tolist() if hasattr(dialogue, "tolist") else dialogue)]
     if len(fractions) != 3 or not all(f >= 0 for f in fractions) or abs(sum(fractions) - 1) > 1e-6:
         raise DataError(
@@ -829,7 +836,10 @@ OFFICIAL_TRAIN = {"dialogues": 18_430, "exchanges": 74_092}  # ParlAI's own fixt
 
 
 def audit(exchanges: Sequence[Exchange] | None = None, removals: Sequence[Removal] | None = None) -> pd.DataFrame:
-    "The counts of §4.A checked against each other and, when given, against data at hand: claim, printed, computed, holds (A27)."
+    """The counts of §4.A checked against each other and, when given, against data at hand (A27).
+
+    Columns: claim, printed, computed, holds.
+    """
     p, official = PRINTED_COUNTS, OFFICIAL_TRAIN
     rest = p["kept"] - p["removed"]
     rows = [

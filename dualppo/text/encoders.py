@@ -38,7 +38,10 @@ def unit_rows(x: Tensor) -> Tensor:
 
 # %% ../../nbs/text/02_encoders.ipynb #5b7ace30
 def state_vector(blocks: Sequence[Tensor]) -> Tensor:
-    "Def. 1 CONCAT: blocks `[B, d_i]` → states `[B, Σ d_i]`; raises `DataError` for unequal B or numbers that are not finite."
+    """Def. 1 CONCAT: blocks `[B, d_i]` → states `[B, Σ d_i]`.
+
+    Raises `DataError` for unequal B or numbers that are not finite.
+    """
     if not blocks:
         raise DataError("A state needs at least one block; pass the query and the knowledge embeddings.")
     for i, block in enumerate(blocks):
@@ -99,7 +102,10 @@ def mean_pool(h: Tensor, mask: Tensor) -> Tensor:
 
 # %% ../../nbs/text/02_encoders.ipynb #17943500
 class MiniLM:
-    "E_text and E_action: frozen all-MiniLM-L6-v2, texts → `[n, 384]` unit rows; `precision` 'fp32' or 'bf16' (§4.B, A24)."
+    """E_text and E_action: frozen all-MiniLM-L6-v2, texts → `[n, 384]` unit rows (§4.B, A24).
+
+    `precision` is 'fp32' or 'bf16'.
+    """
 
     dim = 384
 
@@ -186,7 +192,10 @@ def hashed_tokens(text: str, buckets: int = BUCKETS) -> np.ndarray:
 
 # %% ../../nbs/text/02_encoders.ipynb #6ebec21a
 def project_bag(ids: Sequence[np.ndarray], dim: int = 384, seed: int = 0, buckets: int = BUCKETS) -> Tensor:
-    "Bags of bucket numbers → `[n, dim]` unit rows by one fixed Gaussian projection of the counts; empty bag → zeros (A34)."
+    """Bags of bucket numbers → `[n, dim]` unit rows by one fixed Gaussian projection of the counts (A34).
+
+    An empty bag becomes zeros.
+    """
     matrix = torch.randn(buckets, dim, generator=torch.Generator().manual_seed(seed))
     length = torch.tensor([len(x) for x in ids], dtype=torch.long)
     if not len(ids) or not int(length.sum()):

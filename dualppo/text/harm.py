@@ -234,7 +234,10 @@ class BiLSTM(nn.Module):
 # %% ../../nbs/text/03_harm.ipynb #f497eb35
 def _fill(net: BiLSTM, arrays: Mapping[str, Any]) -> BiLSTM:
     "Copy Keras arrays (kernels are [in, out], directions apart) into the named layers."
-    both = lambda name: np.stack([arrays[f"forward_{name}"], arrays[f"backward_{name}"]])
+
+    def both(name: str) -> np.ndarray:
+        return np.stack([arrays[f"forward_{name}"], arrays[f"backward_{name}"]])
+
     state = {"embedding.weight": arrays["embedding"], "kernel": both("kernel"), "recurrent": both("recurrent"),
              "bias": both("bias")[:, None], "hidden.weight": arrays["hidden_kernel"].T,
              "hidden.bias": arrays["hidden_bias"], "output.weight": arrays["output_kernel"].T,
@@ -295,7 +298,10 @@ class JigsawBiLSTM:
 
 # %% ../../nbs/text/03_harm.ipynb #be1f3fe0
 def _cached_index(carrier: Carrier, cache: Path | str | None) -> dict[str, int]:
-    "The word index of a carrier, kept as JSON in the folder `cache` if one is given (reading the pickle takes seconds)."
+    """The word index of a carrier, kept as JSON in the folder `cache` if one is given.
+
+    Reading the pickle takes seconds.
+    """
     file = Path(cache) / f"words-{carrier.tokenizer_sha256[:16]}.json" if cache else None
     if file and file.is_file():
         known = load_json(file)
@@ -350,11 +356,12 @@ _TOKENIZERS = {f"{m}Tokenizer{f}" for m in ("Bert", "Roberta", "XLMRoberta", "Al
 
 
 class DetoxifyHarm:
-    """Detoxify's classifier read from its own checkpoint file, with tensors and plain values only (no pickle code runs).
+    """Detoxify's classifier read from its own checkpoint file.
 
-    `files` is a folder with `config.json` and the tokenizer; None takes the `model_type` the checkpoint names, if it is here
-    already: nothing is downloaded.
-    `p_harm` is the toxicity column or the largest label (A20). Raises `DataError` for a file that is not such a checkpoint.
+    Reads tensors and plain values only: no pickle code runs. `files` is a folder with `config.json` and the tokenizer;
+    None takes the `model_type` the checkpoint names, if it is here already: nothing is downloaded.
+    `p_harm` is the toxicity column or the largest label (A20). Raises `DataError` for a file that is not such a
+    checkpoint.
     """
 
     name = "detoxify"
@@ -389,7 +396,10 @@ class DetoxifyHarm:
 
 # %% ../../nbs/text/03_harm.ipynb #059d3c3d
 def read_checkpoint(path: Path, sha256: str | None = None) -> dict[str, Any]:
-    "A Detoxify checkpoint as `{config, state_dict}`; sha256 checked first (a name ending in -xxxxxxxx.ckpt is such a check)."
+    """A Detoxify checkpoint as `{config, state_dict}`.
+
+    The sha256 is checked first (a name ending in -xxxxxxxx.ckpt is such a check).
+    """
     if not path.is_file():
         raise DataError(f"{path}: there is no Detoxify checkpoint here; download one and give its path.")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -461,8 +471,9 @@ def log_odds(p: float) -> float:
 
 # %% ../../nbs/text/03_harm.ipynb #d1173140
 def read_asset(stem: str, folder: Path | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the card of a linear model in `folder` (default: `dualppo/assets`): finite `weight` [F] and `bias` [1].
+    """The tensors and the card of a linear model in `folder` (default: `dualppo/assets`).
 
+    The tensors are finite: `weight` [F] and `bias` [1].
     Raises `DataError` when the card does not name the file's sha256 or the file holds anything else.
     """
     folder = folder or Path(str(resources.files("dualppo") / "assets"))
@@ -598,14 +609,20 @@ def polite_replies(data: Path, name: str) -> list[str]:
 
 
 def train_head(data: Path, embed: Callable[[Sequence[str]], Tensor], base_rate: float = 0.05) -> HeadWeights:
-    """The shipped head: jigsaw folds 0–6 and diasafety train folds 0–8 give the direction, jigsaw fold 7, diasafety train
-    fold 9 and the polite references of Wizard of Wikipedia `valid` the calibration. Jigsaw folds 8–9 stay unseen."""
+    """The shipped head, from labelled texts and polite dialogue under `data`.
+
+    Jigsaw folds 0–6 and diasafety train folds 0–8 give the direction, jigsaw fold 7, diasafety train fold 9 and the
+    polite references of Wizard of Wikipedia `valid` the calibration. Jigsaw folds 8–9 stay unseen.
+    """
     jigsaw = _csv(data / "jigsaw" / "jigsaw_binary_8120.csv", "toxic", ("1", "1.0"))
     dia = _diasafety(data / "diasafety" / "train.json")
     fit = [_take(jigsaw, lambda f: f < 7), _take(dia, lambda f: f < 9)]
     polite = polite_replies(data, "valid.json")
     cal = [_take(jigsaw, lambda f: f == 7), _take(dia, lambda f: f == 9), (polite, torch.zeros(len(polite)))]
-    join = lambda parts: (embed([t for p in parts for t in p[0]]), torch.cat([p[1] for p in parts]))
+
+    def join(parts: Sequence[tuple[Sequence[str], Tensor]]) -> tuple[Tensor, Tensor]:
+        return embed([t for p in parts for t in p[0]]), torch.cat([p[1] for p in parts])
+
     return fit_head(*join(fit), *join(cal), base_rate=base_rate)
 
 # %% ../../nbs/text/03_harm.ipynb #b9c9d423
