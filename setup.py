@@ -15,7 +15,12 @@ settings = ConfigParser(delimiters=["="], interpolation=None)
 settings.read(HERE / "settings.ini", encoding="utf-8")
 cfg = settings["DEFAULT"]
 extras = {key.removesuffix("_requirements"): cfg[key].split() for key in cfg if key.endswith("_requirements")}
-files = lambda pattern: sorted(str(p.relative_to(HERE)) for p in HERE.glob(pattern))
+
+
+def files(pattern):
+    return sorted(str(p.relative_to(HERE)) for p in HERE.glob(pattern))
+
+
 extras["all"] = sorted({need for name, needs in extras.items() if name != "dev" for need in needs})
 
 setup(

@@ -32,7 +32,10 @@ def synthetic_features(states: int, seed: int = 0) -> Features:
     g, m = torch.Generator().manual_seed(seed), -(-states * 10 // 7 // 4) * 4
     dialogue = torch.arange(m) // 4
     topics = torch.randn(m // 20 + 1, 384, generator=g)
-    near = lambda rows, spread: normalize(topics[rows] + spread * torch.randn(len(rows), 384, generator=g), dim=1)
+
+    def near(rows, spread):
+        return normalize(topics[rows] + spread * torch.randn(len(rows), 384, generator=g), dim=1)
+
     topic = dialogue % len(topics)
     pool = torch.cat(
         [

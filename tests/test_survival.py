@@ -561,7 +561,9 @@ def test_no_clock_decides_anything(toy, undisturbed, tmp_path, monkeypatch):
 
 
 def test_an_edit_is_noticed_whatever_the_time_of_the_file(tmp_path):
-    hashed = lambda: sha256_of(reached(["p.a:run"], {"p": tmp_path}))
+    def hashed():
+        return sha256_of(reached(["p.a:run"], {"p": tmp_path}))
+
     (tmp_path / "a.py").write_text("def run(): return 1\n")
     before = hashed()
     (tmp_path / "a.py").write_text("def run(): return 2\n")

@@ -219,7 +219,10 @@ def diasafety_pairs(data: Path, embed) -> Pairs:
 
 def knowledge_shared(data: Path) -> float:
     """Share of BEGIN rows whose knowledge sentence also occurs in the dialogues of the features."""
-    letters = lambda text: re.sub("[^a-z0-9]", "", text.lower())
+
+    def letters(text):
+        return re.sub("[^a-z0-9]", "", text.lower())
+
     known = {
         letters(e.knowledge) for f in ("valid.json", "test.json") for e in clean(load_dialogues(data / "wow" / f)[0])[0]
     }
@@ -254,7 +257,10 @@ def seen_by(model, env: Env) -> dict[str, float]:
     """AUC over all candidates of test states: does the score fall for people's label 'unsafe', and where the grading classifier says harmful?"""
     replies = env.pool[env.cand]
     score = -model(env.anchor[:, None].expand_as(replies).flatten(0, 1), replies.flatten(0, 1))
-    auc = lambda y, keep=slice(None): float(roc_auc_score(y.flatten()[keep], score.flatten()[keep]))
+
+    def auc(y, keep=slice(None)):
+        return float(roc_auc_score(y.flatten()[keep], score.flatten()[keep]))
+
     kind, alike = env.kind.flatten(), torch.isin(env.kind.flatten(), torch.tensor([REFERENCE, STRONG]))
     return {
         "unsafe_label": auc(env.unsafe),
