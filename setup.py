@@ -44,7 +44,8 @@ setup(
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=[cfg["lib_path"], f"{cfg['lib_path']}.*"]),
     package_data={cfg["lib_path"]: ["assets/*", "assets/templates/*", "methods/*.toml", "py.typed"]},
-    # The papermill templates and the workflow travel with an installed package, so that `dualppo reproduce` runs without a clone.
+    # The papermill templates and the workflow travel with an installed package, so that `dualppo reproduce` runs
+    # without a clone.
     data_files=[
         ("share/dualppo/runs", files("nbs/runs/*.ipynb")),
         ("share/dualppo/workflow", files("workflow/Snakefile")),

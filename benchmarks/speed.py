@@ -83,9 +83,7 @@ def to_reward(splits: Splits, epochs: int) -> dict:
     work, model = maskable_epoch(splits.train, BANDIT)
 
     def actor(env, states, mask=None):
-        return torch.where(
-            env.allowed[states], model.policy.actor(env, states), -1e9
-        ).log_softmax(1)
+        return torch.where(env.allowed[states], model.policy.actor(env, states), -1e9).log_softmax(1)
 
     curves: dict[str, list[tuple[float, float]]] = {"MaskablePPO": [(0.0, dev(actor))]}
     for _ in range(epochs):

@@ -155,9 +155,7 @@ def test_a_grader_is_not_seen(name, splits):
     "Whatever the grader, the judge and people say of train and dev, training is the same."
 
     def blind(env):
-        return replace(
-            env, p_grade=1 - env.p_grade, unsafe=~env.unsafe, good=1 - env.good, similarity=-env.similarity
-        )
+        return replace(env, p_grade=1 - env.p_grade, unsafe=~env.unsafe, good=1 - env.good, similarity=-env.similarity)
 
     other = replace(splits, **{part: blind(getattr(splits, part)) for part in ("train", "dev_weights", "dev_stop")})
     one, two = train(splits, short(TRAINED[name]), 0), train(other, short(TRAINED[name]), 0)

@@ -184,9 +184,8 @@ def test_closed_form_equals_autograd(splits, change):
     "Both ways of step (g) and (h), in double precision, end at the same parameters after an epoch."
 
     def wide(env):
-        return replace(
-            env, **{k: v.double() for k, v in vars(env).items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
-        )
+        floats = {k: v for k, v in vars(env).items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
+        return replace(env, **{k: v.double() for k, v in floats.items()})
 
     part = wide(splits.dev_stop)
     env, config = ppo.with_padding_state(part), replace(SMALL, **change)

@@ -1,4 +1,4 @@
-"""MOLMA: fixed points, alignment against TorchJD, the ablation that is SOweighted, three objectives, stacks, win rates."""
+"""MOLMA: fixed points, alignment against TorchJD, the ablation SOweighted, three objectives, stacks, win rates."""
 
 from dataclasses import replace
 from functools import partial

@@ -233,9 +233,7 @@ def test_a_failed_run_does_not_stop_the_grid(toy, tmp_path, monkeypatch):
     real = runner.child_command
 
     def wrong(run, *rest):
-        return (
-            [sys.executable, "-c", "raise SystemExit('it broke')"] if run.method == "random" else real(run, *rest)
-        )
+        return [sys.executable, "-c", "raise SystemExit('it broke')"] if run.method == "random" else real(run, *rest)
 
     monkeypatch.setattr(runner, "child_command", wrong)
     seen = []

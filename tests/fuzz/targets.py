@@ -1,4 +1,7 @@
-"""One function per reader: `target(data)` takes any bytes and returns; it raises on anything but a clean refusal (DataError)."""
+"""One function per reader: `target(data)` takes any bytes and returns.
+
+It raises on anything but a clean refusal (DataError).
+"""
 
 import contextlib
 import gzip
@@ -66,9 +69,7 @@ def small_features() -> bytes:
     rows = [Exchange("d:0", turn, "what is tea", "a drink", "tea is a drink") for turn in range(2)]
 
     def encode(texts):
-        return torch.nn.functional.normalize(
-            torch.arange(1.0, 1 + 4 * len(texts)).reshape(-1, 4).sin(), dim=1
-        )
+        return torch.nn.functional.normalize(torch.arange(1.0, 1 + 4 * len(texts)).reshape(-1, 4).sin(), dim=1)
 
     tensors = features.build_features(rows, [0, 0], [], None, encode, {"tcc": rude}, hashed_tokens)
     with tempfile.TemporaryDirectory() as folder:
@@ -275,7 +276,10 @@ def seeds() -> dict[str, list[bytes]]:
 
     good = small_features()
     bombs = [header(2**63), header(2**64 - 1), header(2, b"{}"), header(8, b'{"a":{}}'), good, good[:200]]
-    overlap = b'{"query.q":{"dtype":"I8","shape":[2,4],"data_offsets":[0,8]},"kind":{"dtype":"U8","shape":[8],"data_offsets":[0,8]}}'
+    overlap = (
+        b'{"query.q":{"dtype":"I8","shape":[2,4],"data_offsets":[0,8]},'
+        b'"kind":{"dtype":"U8","shape":[8],"data_offsets":[0,8]}}'
+    )
     huge = b'{"query.q":{"dtype":"I8","shape":[4611686018427387904,4],"data_offsets":[0,8]}}'
     return {
         "dialogues": text(PAIRS, OFFICIAL, {"x": {"messages": [[{"text": "hi"}], [{"text": "ho"}]]}})
