@@ -15,7 +15,12 @@ settings = ConfigParser(delimiters=["="], interpolation=None)
 settings.read(HERE / "settings.ini", encoding="utf-8")
 cfg = settings["DEFAULT"]
 extras = {key.removesuffix("_requirements"): cfg[key].split() for key in cfg if key.endswith("_requirements")}
-files = lambda pattern: sorted(str(p.relative_to(HERE)) for p in HERE.glob(pattern))
+
+
+def files(pattern):
+    return sorted(str(p.relative_to(HERE)) for p in HERE.glob(pattern))
+
+
 extras["all"] = sorted({need for name, needs in extras.items() if name != "dev" for need in needs})
 
 setup(
@@ -39,7 +44,8 @@ setup(
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=[cfg["lib_path"], f"{cfg['lib_path']}.*"]),
     package_data={cfg["lib_path"]: ["assets/*", "assets/templates/*", "methods/*.toml", "py.typed"]},
-    # The papermill templates and the workflow travel with an installed package, so that `dualppo reproduce` runs without a clone.
+    # The papermill templates and the workflow travel with an installed package, so that `dualppo reproduce` runs
+    # without a clone.
     data_files=[
         ("share/dualppo/runs", files("nbs/runs/*.ipynb")),
         ("share/dualppo/workflow", files("workflow/Snakefile")),

@@ -1,4 +1,7 @@
-"""What a gradient per objective costs: seconds of MOLMA and of its baselines in one run, writes results/molma.json (half a minute, alone)."""
+"""What a gradient per objective costs: seconds of MOLMA and of its baselines in one run.
+
+Writes results/molma.json (half a minute, alone).
+"""
 
 from dataclasses import replace
 

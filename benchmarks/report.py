@@ -18,7 +18,10 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def on(machine: dict) -> str:
     """One line about the machine."""
-    return f"*{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}, Python {machine['python']}, PyTorch {machine['torch']}; one thread.*"
+    return (
+        f"*{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}, "
+        f"Python {machine['python']}, PyTorch {machine['torch']}; one thread.*"
+    )
 
 
 def speed_section(d: dict) -> str:
@@ -50,9 +53,11 @@ def speed_section(d: dict) -> str:
             f"One outer epoch: a rollout of {race['states']:,} states and {race['updates']} updates of both networks, "
             f"mini-batch 32, no weights to learn, γ = 0.",
             table(["", "s per epoch (best)", "against MaskablePPO", "all rounds"], rows),
-            f"Seconds of training until dev's average reward reaches the best that MaskablePPO reached ({goal['goal']:.4f}).",
+            "Seconds of training until dev's average reward reaches the best that MaskablePPO reached "
+            f"({goal['goal']:.4f}).",
             table(["", "s", "against MaskablePPO", "looks", "best reward seen"], reached),
-            f"One seed of the `quick` profile, from features to metrics: {d['quick_run']['seconds']:.1f} s, of which environments {d['quick_run']['seconds_environment']:.1f} s.",
+            f"One seed of the `quick` profile, from features to metrics: {d['quick_run']['seconds']:.1f} s, of which "
+            f"environments {d['quick_run']['seconds_environment']:.1f} s.",
         ]
     )
 
@@ -79,20 +84,21 @@ def roofline_section(d: dict) -> str:
             "## Roofline",
             on(d["machine"]),
             f"One update in closed form, a run of its own: {shape['batch']} states of {shape['features']} features, "
-            f"{shape['candidates']} candidates of width {shape['width']}, {shape['hidden']} hidden units in each network. "
-            f"It has {d['flops'] / 1e6:.0f} Mflop, moves {d['near_bytes'] / 1e6:.1f} MB of parameters, gradients and "
-            f"moments and reads {d['far_bytes'] / 1e6:.1f} MB of data. In the same run a 1024×1024 product reached "
-            f"{rate['rate'] / 1e9:.0f} Gflop/s, a triad or copy {rate['near'] / 1e9:.0f} GB/s at the parameters' size and "
-            f"{rate['far'] / 1e9:.0f} GB/s in memory: **{ms(d['least'])} ms** at least. Processor time of the best of "
-            f"{len(d['all_whole'])} epochs: **{ms(d['whole'])} ms**, **{100 * d['share']:.0f} %** of the roofline "
-            f"({'reached' if d['share'] >= 0.6 else 'missed'}: 60 %); all epochs: {', '.join(map(ms, d['all_whole']))} ms; "
-            f"wall-clock time was at most {d['wall_over_cpu']:.2f} times processor time.",
+            f"{shape['candidates']} candidates of width {shape['width']}, {shape['hidden']} hidden units in each "
+            f"network. It has {d['flops'] / 1e6:.0f} Mflop, moves {d['near_bytes'] / 1e6:.1f} MB of parameters, "
+            f"gradients and moments and reads {d['far_bytes'] / 1e6:.1f} MB of data. In the same run a 1024×1024 "
+            f"product reached {rate['rate'] / 1e9:.0f} Gflop/s, a triad or copy {rate['near'] / 1e9:.0f} GB/s at the "
+            f"parameters' size and {rate['far'] / 1e9:.0f} GB/s in memory: **{ms(d['least'])} ms** at least. "
+            f"Processor time of the best of {len(d['all_whole'])} epochs: **{ms(d['whole'])} ms**, "
+            f"**{100 * d['share']:.0f} %** of the roofline ({'reached' if d['share'] >= 0.6 else 'missed'}: 60 %); "
+            f"all epochs: {', '.join(map(ms, d['all_whole']))} ms; wall-clock time was at most "
+            f"{d['wall_over_cpu']:.2f} times processor time.",
             table(["part", "least, ms", "measured, ms", "missing, ms", "of the update"], rows),
-            f"Parts are timed alone, less what the same calls take on tensors of width 2; an update of width 2 is "
-            f"*Python and dispatch*. *Not in the parts* is what an update takes beyond their sum: caches that the parts "
-            f"leave cold for each other, shuffling. The products alone ran at {reached / 1e9:.0f} Gflop/s. "
-            f"Of the matrix-multiply rate the update reaches {100 * d['flops'] / d['whole'] / rate['rate']:.0f} %; at the "
-            f"roofline it would be {100 * d['flops'] / d['least'] / rate['rate']:.0f} %.",
+            "Parts are timed alone, less what the same calls take on tensors of width 2; an update of width 2 is "
+            "*Python and dispatch*. *Not in the parts* is what an update takes beyond their sum: caches that the "
+            f"parts leave cold for each other, shuffling. The products alone ran at {reached / 1e9:.0f} Gflop/s. Of "
+            f"the matrix-multiply rate the update reaches {100 * d['flops'] / d['whole'] / rate['rate']:.0f} %; at "
+            f"the roofline it would be {100 * d['flops'] / d['least'] / rate['rate']:.0f} %.",
         ]
     )
 
@@ -113,7 +119,8 @@ def scale_section(d: dict) -> str:
         [
             "## Scale",
             on(d["machine"]),
-            f"Synthetic features, {d['rows'][0]['candidates']} candidates a state; seconds of each step for all four splits, and the peak memory of the whole process.",
+            f"Synthetic features, {d['rows'][0]['candidates']} candidates a state; seconds of each step for all four "
+            "splits, and the peak memory of the whole process.",
             table(["training states", "pool", *names, "peak GB"], rows),
             "![time and memory against states](scale.png)",
         ]
@@ -182,7 +189,8 @@ def molma_section(d: dict) -> str:
         [
             "## MOLMA",
             on(d["machine"]),
-            f"{d['iterations']} iterations of 64 prompts in 8 mini-batches, rollouts included. Seed 003's Table 3 prints {d['printed']:.2f}× for MOLMA.",
+            f"{d['iterations']} iterations of 64 prompts in 8 mini-batches, rollouts included. Seed 003's Table 3 "
+            f"prints {d['printed']:.2f}× for MOLMA.",
             table(["", "s (best)", "against SOhelp", "all rounds"], rows),
         ]
     )
@@ -204,7 +212,10 @@ def results_text() -> str:
         for name in SECTIONS
         if (RESULTS / f"{name}.json").exists()
     }
-    head = "# Benchmarks\n\nWritten by `python benchmarks/report.py` from `benchmarks/results/`; how the figures came about and what was tried: [NOTES.md](NOTES.md)."
+    head = (
+        "# Benchmarks\n\nWritten by `python benchmarks/report.py` from `benchmarks/results/`; "
+        "how the figures came about and what was tried: [NOTES.md](NOTES.md)."
+    )
     return "\n\n".join([head, *(SECTIONS[name](figures) for name, figures in read.items())]) + "\n"
 
 

@@ -28,11 +28,17 @@ RISKY, REFUSALS = 6000, 8
 
 
 def synthetic_features(states: int, seed: int = 0) -> Features:
-    """Features whose training split has about `states` states: topics, dialogues of four exchanges, replies near their topic."""
+    """Features whose training split has about `states` states.
+
+    Topics, dialogues of four exchanges, replies near their topic.
+    """
     g, m = torch.Generator().manual_seed(seed), -(-states * 10 // 7 // 4) * 4
     dialogue = torch.arange(m) // 4
     topics = torch.randn(m // 20 + 1, 384, generator=g)
-    near = lambda rows, spread: normalize(topics[rows] + spread * torch.randn(len(rows), 384, generator=g), dim=1)
+
+    def near(rows, spread):
+        return normalize(topics[rows] + spread * torch.randn(len(rows), 384, generator=g), dim=1)
+
     topic = dialogue % len(topics)
     pool = torch.cat(
         [

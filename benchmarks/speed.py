@@ -76,11 +76,15 @@ def first_at(goal: float, curve: list[tuple[float, float]]) -> float | None:
 
 def to_reward(splits: Splits, epochs: int) -> dict:
     """Seconds of training, evaluation not counted, against dev reward."""
-    dev = lambda policy: dev_row(all_log_probs(policy, splits.dev_stop), splits.dev_stop)["dev_average_reward"]
+
+    def dev(policy):
+        return dev_row(all_log_probs(policy, splits.dev_stop), splits.dev_stop)["dev_average_reward"]
+
     work, model = maskable_epoch(splits.train, BANDIT)
-    actor = lambda env, states, mask=None: torch.where(
-        env.allowed[states], model.policy.actor(env, states), -1e9
-    ).log_softmax(1)
+
+    def actor(env, states, mask=None):
+        return torch.where(env.allowed[states], model.policy.actor(env, states), -1e9).log_softmax(1)
+
     curves: dict[str, list[tuple[float, float]]] = {"MaskablePPO": [(0.0, dev(actor))]}
     for _ in range(epochs):
         curves["MaskablePPO"].append((curves["MaskablePPO"][-1][0] + seconds(work), dev(actor)))

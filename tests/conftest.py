@@ -1,4 +1,7 @@
-"""Shared by all tests: one thread a process, what several files need and none changes, and the optional folder of real dialogue texts."""
+"""Shared by all tests: one thread a process, what several files need and none changes.
+
+And the optional folder of real dialogue texts.
+"""
 
 import os
 

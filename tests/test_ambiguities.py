@@ -1,4 +1,4 @@
-"""The discrepancy log: complete, about things that exist, and its effects are the paired differences they claim to be."""
+"""The discrepancy log: complete, about things that exist; its effects are the paired differences they claim."""
 
 import json
 import math
@@ -303,9 +303,9 @@ def test_the_table_escapes_what_is_in_the_log():
 def test_effects_are_told_with_sign_interval_and_n():
     one = entry(Contrast("dual_ppo", "dual_ppo_exact"), Contrast("dual_ppo", "dual_ppo_bandit"))
     text = log_table([one], [record("dual_ppo", [0.5, 0.5]), record("dual_ppo_exact", [0.4, 0.4])]).iloc[0, -1]
-    assert (
-        text
-        == "dual_ppo_exact − dual_ppo: reward -0.100 ± 0.000, harm -1.0 ± 0.0 points (n = 2); dual_ppo_bandit − dual_ppo: not measured"
+    assert text == (
+        "dual_ppo_exact − dual_ppo: reward -0.100 ± 0.000, harm -1.0 ± 0.0 points (n = 2); "
+        "dual_ppo_bandit − dual_ppo: not measured"
     )
 
 

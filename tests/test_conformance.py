@@ -117,7 +117,9 @@ def test_bad_values_get_one_sentence(name):
 
 
 def test_an_override_has_an_address():
-    run = lambda **changes: resolve(Run("dual_ppo", overrides=changes))
+    def run(**changes):
+        return resolve(Run("dual_ppo", overrides=changes))
+
     assert run(**{"config.epochs": 7})[0].config.epochs == run(epochs=7)[0].config.epochs == 7
     assert run(**{"env.tau_mask": 0.4})[0].env.tau_mask == 0.4 and run(**{"candidates.n": 30})[1].n == 30
     for wrong, words in (
@@ -151,9 +153,10 @@ def test_it_takes_any_number_of_objectives(name, k, splits):
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_grader_is_not_seen(name, splits):
     "Whatever the grader, the judge and people say of train and dev, training is the same."
-    blind = lambda env: replace(
-        env, p_grade=1 - env.p_grade, unsafe=~env.unsafe, good=1 - env.good, similarity=-env.similarity
-    )
+
+    def blind(env):
+        return replace(env, p_grade=1 - env.p_grade, unsafe=~env.unsafe, good=1 - env.good, similarity=-env.similarity)
+
     other = replace(splits, **{part: blind(getattr(splits, part)) for part in ("train", "dev_weights", "dev_stop")})
     one, two = train(splits, short(TRAINED[name]), 0), train(other, short(TRAINED[name]), 0)
     assert torch.equal(all_log_probs(one.policy, splits.test), all_log_probs(two.policy, splits.test))

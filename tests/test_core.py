@@ -182,9 +182,11 @@ def test_training_is_a_pure_function_of_its_seed(splits, mode):
 )
 def test_closed_form_equals_autograd(splits, change):
     "Both ways of step (g) and (h), in double precision, end at the same parameters after an epoch."
-    wide = lambda env: replace(
-        env, **{k: v.double() for k, v in vars(env).items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
-    )
+
+    def wide(env):
+        floats = {k: v for k, v in vars(env).items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
+        return replace(env, **{k: v.double() for k, v in floats.items()})
+
     part = wide(splits.dev_stop)
     env, config = ppo.with_padding_state(part), replace(SMALL, **change)
     torch.manual_seed(0)

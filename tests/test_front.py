@@ -71,7 +71,10 @@ def test_the_front_on_a_safe_set_is_that_of_the_allowed_candidates(g, states, n)
 @given(grids, st.floats(0.05, 5))
 def test_nothing_beats_the_closed_form_of_the_kl_optimum(g, beta):
     reference, value = torch.randn(4, 6, generator=g).double().log_softmax(1), torch.rand(4, 6, generator=g).double()
-    gain = lambda logp: (logp.exp() * value).sum(1) - beta * (logp.exp() * (logp - reference)).sum(1)
+
+    def gain(logp):
+        return (logp.exp() * value).sum(1) - beta * (logp.exp() * (logp - reference)).sum(1)
+
     best = kl_optimum(reference, value, beta)
     assert torch.allclose(gain(best), beta * torch.logsumexp(reference + value / beta, 1))
     assert (gain((best + 0.3 * torch.randn(4, 6, generator=g)).log_softmax(1)) <= gain(best) + 1e-12).all()

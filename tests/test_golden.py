@@ -1,7 +1,8 @@
-"""What training gave before the house was rebuilt: every trainer run again, to the last digit where the machine is the same.
+"""What training gave before the house was rebuilt: every trainer run again.
 
-`golden/runs.json` holds short runs of every trainer and option on the toy features (written by `python tests/test_golden.py`
-and by nothing else); `PUBLISHED_SEEDS` names one cheap published seed of every trainer on the shipped features.
+The same to the last digit where the machine is the same. `golden/runs.json` holds short runs of every trainer and
+option on the toy features (written by `python tests/test_golden.py` and by nothing else); `PUBLISHED_SEEDS` names one
+cheap published seed of every trainer on the shipped features.
 """
 
 import json
@@ -76,13 +77,16 @@ PUBLISHED_SEEDS = (  # of every trainer: a record and its cheapest seed
     ("quick/stress/dpo.json", 1),
     ("quick/stress/sft.json", 2),
     ("custom/stress/so_weighted-95fc7a61.json", 1),
-)  # aligned PPO has none: after twelve epochs its weights differ by 7e-4 between machines, which only the short runs can hold
+    # aligned PPO has none: after twelve epochs its weights differ by 7e-4 between machines, which only the short runs
+    # can hold
+)
 
 
 def machine() -> str:
     """What the last digit of a sum depends on."""
     names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()} {torch.backends.cpu.get_cpu_capability()} torch {torch.__version__}"
+    processor = names[0] if names else platform.processor()
+    return f"{processor} {torch.backends.cpu.get_cpu_capability()} torch {torch.__version__}"
 
 
 def _lines(path: str) -> list[str]:

@@ -55,20 +55,27 @@ def test_f1_equals_counting(a, b, seed):
     weight = np.random.default_rng(seed).random(BUCKETS)
     ours = token_f1(*(bags(Ragged.of([np.array(r) for r in side[:n]])) for side in (a, b)), weight)
     for x, y, value in zip(a, b, ours):
-        mass = lambda counts: sum(weight[t] * c for t, c in counts.items())
+        def mass(counts):
+            return sum(weight[t] * c for t, c in counts.items())
+
         both, total = mass(Counter(x) & Counter(y)), mass(Counter(x)) + mass(Counter(y))
         assert value.item() == pytest.approx(2 * both / total if total else 0, abs=1e-6)
 
 
 def test_f1_of_texts_ignores_case_and_order_and_counts_repetition():
-    f1 = lambda x, y: token_f1(text_bags([x]), text_bags([y])).item()
+    def f1(x, y):
+        return token_f1(text_bags([x]), text_bags([y])).item()
+
     assert f1("Tea is hot", "hot TEA is") == 1 and f1("tea", "") == f1("", "") == 0
     assert f1("tea tea tea", "tea") == pytest.approx(0.5)
 
 
 def test_idf_prefers_the_rare_and_counts_documents_not_tokens():
     idf = bm25_idf(text_bags(["the the the tea", "the cup", "a pot"]))
-    at = lambda word: idf[int(hashed_tokens(word)[0])]
+
+    def at(word):
+        return idf[int(hashed_tokens(word)[0])]
+
     assert 0 < at("the") < at("tea") == at("pot")
     assert at("the") == pytest.approx(np.log(1 + 1.5 / 2.5))
 
@@ -164,7 +171,9 @@ def test_the_good_share_of_the_human_is_that_of_the_judge(exam, table):
 
 
 def test_tutorial_exam_with_a_toy_encoder():
-    encode = lambda texts: project_bag([hashed_tokens(t) for t in texts])
+    def encode(texts):
+        return project_bag([hashed_tokens(t) for t in texts])
+
     live = tutorial_exam(
         tutorial(), encode, {"words": lambda texts: torch.tensor([float("idiot" in t) for t in texts])}
     )

@@ -1,4 +1,7 @@
-"""Input made to hurt: every reader refuses with one sentence, nothing runs, nothing is written outside, reports are inert."""
+"""Input made to hurt: every reader refuses with one sentence.
+
+Nothing runs, nothing is written outside, reports are inert.
+"""
 
 import ast
 import gzip

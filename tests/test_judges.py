@@ -119,7 +119,10 @@ def test_begin_counts_and_refit_on_real_labels(shared_data):
     except DataError as error:
         pytest.skip(str(error))
     rows = np.arange(0, 2233, 12)
-    pick = lambda texts: encode([texts[i] for i in rows])
+
+    def pick(texts):
+        return encode([texts[i] for i in rows])
+
     p = AttributionJudge()(pick(begin.query), pick(begin.knowledge), pick(begin.reply)).numpy()
     assert (
         agreement(begin.good[rows], p)["auc"] > 0.85

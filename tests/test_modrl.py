@@ -1,4 +1,4 @@
-"""MOLMA: fixed points, alignment against TorchJD, the ablation that is SOweighted, three objectives, stacks, win rates."""
+"""MOLMA: fixed points, alignment against TorchJD, the ablation SOweighted, three objectives, stacks, win rates."""
 
 from dataclasses import replace
 from functools import partial
@@ -204,7 +204,10 @@ def test_rewards_are_processed_as_written():
 
 def test_three_objectives_train_as_two_do(splits):
     words = torch.from_numpy(np.diff(load_features().tokens["pool"].offsets)).float()
-    brevity = lambda env: 1 / (1 + words[env.cand])
+
+    def brevity(env):
+        return 1 / (1 + words[env.cand])
+
     three = replace(
         splits,
         **{
@@ -215,7 +218,10 @@ def test_three_objectives_train_as_two_do(splits):
     short = train(
         three, replace(BRIEF, weights=(0.0, 0.0, 1.0), align="none", iterations=10, lr=1e-4), 0
     )  # all weight on the third objective
-    length = lambda policy: (all_log_probs(policy, three.dev_stop).exp() * words[three.dev_stop.cand]).sum(1).mean()
+
+    def length(policy):
+        return (all_log_probs(policy, three.dev_stop).exp() * words[three.dev_stop.cand]).sum(1).mean()
+
     assert length(short.policy) < length(modrl.networks(three.train, BRIEF, 0)[0]) - 0.2
     trained = train(three, replace(BRIEF, weights=(0.3, 0.3, 0.4)), 0)
     assert trained.curves[-1]["kl"] > 0 and trained.curves[-1]["condition"] >= 1
@@ -338,7 +344,10 @@ def test_aligned_ppo_refuses_what_it_cannot_do():
 def test_the_vectorised_product_holds_for_a_stack():
     g = torch.Generator().manual_seed(0)
     layer = torch.nn.Linear(5, 4)
-    forward = lambda p, x: torch.func.functional_call(layer, p, (x,)).log_softmax(-1)
+
+    def forward(p, x):
+        return torch.func.functional_call(layer, p, (x,)).log_softmax(-1)
+
     stack = {"weight": torch.randn(2, 4, 5, generator=g), "bias": torch.randn(2, 4, generator=g)}
     x, action, zero, a = (
         torch.randn(2, 7, 5, generator=g),

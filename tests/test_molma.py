@@ -28,7 +28,10 @@ from dualppo.papers.tables import Cell, shown_tables
 
 def record(method, setting, offset, seeds=(0, 1, 2), opponents=("start", "so_weighted", "unaligned")):
     "A record as far as these tables read it; win rates differ a little between seeds."
-    wins = lambda s: {o: {j: [0.5 + offset + 0.001 * s, 0.01] for j in JUDGES} for o in opponents}
+
+    def wins(s):
+        return {o: {j: [0.5 + offset + 0.001 * s, 0.01] for j in JUDGES} for o in opponents}
+
     return {
         "method": method,
         "setting": setting,

@@ -237,7 +237,10 @@ ALLOWED = {
         "snapshot_download",
     ): "fetches the encoder where its package is not installed; the weights' sha256 is pinned and checked",
 }
-FETCHES = r"(.*\.)?(urlopen|urlretrieve|snapshot_download|hf_hub_download|load_state_dict_from_url|download_url_to_file)|(requests|httpx|aiohttp|hub|torch\.hub)\..*|socket\.create_connection"
+FETCHES = (
+    r"(.*\.)?(urlopen|urlretrieve|snapshot_download|hf_hub_download|load_state_dict_from_url|download_url_to_file)"
+    r"|(requests|httpx|aiohttp|hub|torch\.hub)\..*|socket\.create_connection"
+)
 UNPICKLES = (
     r"(c?[pP]ickle|_pickle|dill|cloudpickle|joblib|marshal|shelve|jsonpickle)\.(load|loads|open|decode|Unpickler)"
 )
@@ -336,8 +339,9 @@ def test_the_unsafe_call_check_finds_a_planted_one(planted):
 
 def test_the_unsafe_call_check_lets_harmless_code_pass():
     harmless = (
-        "model.eval(); torch.load(p, weights_only=True); re.compile(x); pickletools.genops(b); yaml.safe_load(t); yaml.load(t, Loader=yaml.SafeLoader); import_module('h5py'); "
-        "run(c, shell=False); AutoModel.from_pretrained(n, local_files_only=True); frame.str.extractor(x)"
+        "model.eval(); torch.load(p, weights_only=True); re.compile(x); pickletools.genops(b); yaml.safe_load(t); "
+        "yaml.load(t, Loader=yaml.SafeLoader); import_module('h5py'); run(c, shell=False); "
+        "AutoModel.from_pretrained(n, local_files_only=True); frame.str.extractor(x)"
     )
     assert not unsafe_calls(harmless, "dualppo/planted.py")
 

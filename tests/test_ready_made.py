@@ -156,7 +156,7 @@ def test_07_hypergradient_identity():
 
 
 def test_08_exact_advantage_does_not_depend_on_gamma():
-    "In a replayed dialogue Q - V = r - E r for every γ (A26): checked by enumerating all action sequences of two steps."
+    "In a replayed dialogue Q - V = r - E r for every γ (A26): by enumerating all action sequences of two steps."
     torch.manual_seed(0)
     reward, pi = torch.rand(2, 3, 1), torch.softmax(torch.randn(2, 3), -1)
     exact = exact_advantage(reward, pi)
@@ -168,7 +168,10 @@ def test_08_exact_advantage_does_not_depend_on_gamma():
 
 def test_09_multiplier_rises_iff_cost_exceeds_the_budget():
     w = torch.tensor([0.5, 0.5])
-    lam = lambda pair: (pair[1] / pair[0]).item()
+
+    def lam(pair):
+        return (pair[1] / pair[0]).item()
+
     assert lam(Lagrangian(0.1)(w, signal(cost=0.2))) > 1 > lam(Lagrangian(0.1)(w, signal(cost=0.05)))
     assert Lagrangian(0.1, eta=5.0, largest=50.0)(w, signal(cost=1.0))[1] / Lagrangian(0.1, eta=5.0)(
         w, signal(cost=1.0)

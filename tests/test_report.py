@@ -1,4 +1,7 @@
-"""One page that fetches nothing: whole, escaped, the same bytes for the same inputs; opened in Chromium where there is one."""
+"""One page that fetches nothing: whole, escaped, the same bytes for the same inputs.
+
+It is opened in Chromium where there is one.
+"""
 
 import base64
 import hashlib
@@ -22,7 +25,10 @@ from dualppo.text.data import DataError
 from dualppo.papers.ledger import Entry, Verdict, read_ledger
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "outputs" / "published"
-HOSTILE = "<script>alert(1)</script>\x00\x1b[31m\u202e$\\input{x}$\"'><img src=http://x.example/a.png onerror=alert(2)> & \ud800"
+HOSTILE = (
+    "<script>alert(1)</script>\x00\x1b[31m\u202e$\\input{x}$\"'>"
+    "<img src=http://x.example/a.png onerror=alert(2)> & \ud800"
+)
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 FETCHING = {
     ("img", "src"),
@@ -379,7 +385,10 @@ FLAGS = (
 
 
 def visit(path: Path, scratch: Path) -> tuple[str, list[str], list[str]]:
-    """What the page became, its console lines, and the http(s) addresses it asked for; those Chromium asks for by itself have no origin."""
+    """What the page became, its console lines, and the http(s) addresses it asked for.
+
+    Those that Chromium asks for by itself have no origin.
+    """
     log = scratch / "net.json"
     done = subprocess.run(
         [CHROMIUM, *FLAGS, f"--user-data-dir={scratch / 'profile'}", f"--log-net-log={log}", path.as_uri()],
@@ -401,7 +410,8 @@ def visit(path: Path, scratch: Path) -> tuple[str, list[str], list[str]]:
 def test_chromium_opens_it_without_an_error_or_a_request(outputs, tmp_path):
     control = tmp_path / "control.html"  # a page that does what ours must not: this test sees it
     control.write_text(
-        '<!doctype html><p id="here"><img src="http://a.invalid/i.png"><script>console.error("planted"); fetch("https://b.invalid/")</script>'
+        '<!doctype html><p id="here"><img src="http://a.invalid/i.png">'
+        '<script>console.error("planted"); fetch("https://b.invalid/")</script>'
     )
     page, console, asked = visit(control, tmp_path)
     if 'id="here"' not in page:
@@ -418,7 +428,10 @@ def test_chromium_opens_it_without_an_error_or_a_request(outputs, tmp_path):
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_the_policy_stops_what_slips_through(outputs, tmp_path):
     path = report.write_report(outputs)
-    planted = '<img src="http://a.invalid/i.png"><script>document.title = "taken"; fetch("https://b.invalid/")</script><p style="color:red" onclick="x()">'
+    planted = (
+        '<img src="http://a.invalid/i.png"><script>document.title = "taken"; fetch("https://b.invalid/")</script>'
+        '<p style="color:red" onclick="x()">'
+    )
     path.write_text(path.read_text(encoding="utf-8").replace("<footer>", planted + "<footer>"), encoding="utf-8")
     page, console, asked = visit(path, tmp_path)
     if "<footer>" not in page:

@@ -231,9 +231,10 @@ def test_a_method_in_a_folder_is_in_its_own_key(tmp_path):
 
 def test_a_failed_run_does_not_stop_the_grid(toy, tmp_path, monkeypatch):
     real = runner.child_command
-    wrong = lambda run, *rest: (
-        [sys.executable, "-c", "raise SystemExit('it broke')"] if run.method == "random" else real(run, *rest)
-    )
+
+    def wrong(run, *rest):
+        return [sys.executable, "-c", "raise SystemExit('it broke')"] if run.method == "random" else real(run, *rest)
+
     monkeypatch.setattr(runner, "child_command", wrong)
     seen = []
     outcomes = run_grid([tiny(toy, "random"), tiny(toy, "similarity")], tmp_path, 1, notebooks=False, ended=seen.append)

@@ -1,6 +1,7 @@
 """What machines do to a grid: kills at any moment, full and read-only disks, wrong clocks, two grids at once, Ctrl-C.
 
-Processes that are killed are forked from a server that has imported everything once, so that dozens of kills take seconds.
+Processes that are killed are forked from a server that has imported everything once, so that dozens of kills take
+seconds.
 """
 
 import json
@@ -124,7 +125,10 @@ def begin(event, function: Callable, args: tuple) -> None:
 
 
 def begun(function: Callable, *args: object) -> multiprocessing.Process:
-    """A process that has just begun to call a function: imports are behind it, so a kill comes in the middle of work."""
+    """A process that has just begun to call a function.
+
+    Imports are behind it, so a kill comes in the middle of work.
+    """
     event = PROCESSES.Event()
     process = PROCESSES.Process(target=begin, args=(event, function, args))
     process.start()
@@ -162,7 +166,8 @@ def stub(undisturbed: Path, pids: Path, nap: float = 0.1) -> Callable:
         "(pids / str(os.getpid())).touch()\n"
         "notebook.name and notebook.write_text('{\"cells\": ')\n"
         f"time.sleep({nap}); target.parent.mkdir(parents=True, exist_ok=True)\n"
-        "part = target.with_name(f'.dualppo-{target.name}.{os.getpid()}'); part.write_text(source.read_text()); os.replace(part, target)\n"
+        "part = target.with_name(f'.dualppo-{target.name}.{os.getpid()}'); "
+        "part.write_text(source.read_text()); os.replace(part, target)\n"
         "notebook.name and notebook.write_text('{\"cells\": []}')"
     )
     return lambda run, outputs, notebook, texts="": [
@@ -446,7 +451,10 @@ def test_a_notebook_of_an_earlier_run_does_not_stand_for_the_new_one(runs, undis
     notebook = notebook_path(tmp_path, runs[0])
     notebook.parent.mkdir(parents=True)
     notebook.write_text("old")
-    writes = f"from pathlib import Path; Path({str(job_path(tmp_path, runs[0]))!r}).write_text(Path({str(job_path(undisturbed, runs[0]))!r}).read_text()); raise SystemExit(1)"
+    into, source = (str(job_path(outputs, runs[0])) for outputs in (tmp_path, undisturbed))
+    writes = (
+        f"from pathlib import Path; Path({into!r}).write_text(Path({source!r}).read_text()); raise SystemExit(1)"
+    )
     monkeypatch.setattr(runner, "child_command", lambda *args: [sys.executable, "-c", writes])
     job_path(tmp_path, runs[0]).parent.mkdir(parents=True)
     assert run_grid(runs[:1], tmp_path)[0].status == "failed" and not notebook.exists()
@@ -561,7 +569,9 @@ def test_no_clock_decides_anything(toy, undisturbed, tmp_path, monkeypatch):
 
 
 def test_an_edit_is_noticed_whatever_the_time_of_the_file(tmp_path):
-    hashed = lambda: sha256_of(reached(["p.a:run"], {"p": tmp_path}))
+    def hashed():
+        return sha256_of(reached(["p.a:run"], {"p": tmp_path}))
+
     (tmp_path / "a.py").write_text("def run(): return 1\n")
     before = hashed()
     (tmp_path / "a.py").write_text("def run(): return 2\n")

@@ -1,4 +1,7 @@
-"""A small features file with the structure of the real one, made in a second: for tests of the runner, tables and CLI."""
+"""A small features file with the structure of the real one, made in a second.
+
+For tests of the runner, tables and CLI.
+"""
 
 import hashlib
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Fit the shipped heads again and write their cards and reports: `python tools/assets.py DATA` (minutes on two cores).
 
-DATA is a folder with jigsaw/, diasafety/, surge_toxicity/, begin/ and wow/. Writes dualppo/assets/{harm_head,judge}.* and
-outputs/published/{harm_estimators,judge}.json; nothing typed by hand enters them.
+DATA is a folder with jigsaw/, diasafety/, surge_toxicity/, begin/ and wow/. Writes dualppo/assets/{harm_head,judge}.*
+and outputs/published/{harm_estimators,judge}.json; nothing typed by hand enters them.
 """
 
 import json

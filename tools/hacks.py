@@ -1,7 +1,7 @@
 """The exam of the judges: writes outputs/published/judge_hacks.csv.
 
-Two parts, named in the first column: the test states of the embedded features (seed 0), and the tutorial dialogues, whose
-texts need the encoder and the two harm estimators (the packages of requirements-carriers.lock).
+Two parts, named in the first column: the test states of the embedded features (seed 0), and the tutorial dialogues,
+whose texts need the encoder and the two harm estimators (the packages of requirements-carriers.lock).
 """
 
 from pathlib import Path

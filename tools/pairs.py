@@ -1,7 +1,8 @@
-"""Make the preference pairs that are shipped, and the report on the reward models fitted on them: `python tools/pairs.py DATA`.
+"""Make the preference pairs that are shipped, and the report on the reward models fitted on them.
 
-DATA is a folder with hh_harmless/, begin/, diasafety/ and wow/. Writes dualppo/assets/pairs.* and outputs/published/reward_models.json
-(some minutes on one core); no text and nothing typed by hand enters them.
+`python tools/pairs.py DATA`: DATA is a folder with hh_harmless/, begin/, diasafety/ and wow/. Writes
+dualppo/assets/pairs.* and outputs/published/reward_models.json (some minutes on one core); no text and nothing typed by
+hand enters them.
 """
 
 import gzip
@@ -52,7 +53,10 @@ def turns(dialogue: str) -> list[tuple[str, str]]:
 
 
 def read_hh(path: Path) -> tuple[list[tuple[str, str, str, str]], dict[str, int]]:
-    """(opening, last human turn, chosen, rejected) of every usable pair, and how many were read and left out, and why."""
+    """(opening, last human turn, chosen, rejected) of every usable pair.
+
+    And how many were read and left out, and why.
+    """
     rows, counts = [], Counter(read=0, earlier_turns_differ=0, replies_equal=0, empty=0)
     with gzip.open(path, "rt", encoding="utf-8") as file:
         for line in file:
@@ -93,10 +97,11 @@ def hh_pairs(data: Path, embed) -> tuple[dict[str, torch.Tensor], dict]:
 
 
 def begin_pairs(data: Path, embed) -> tuple[dict[str, torch.Tensor], dict]:
-    """BEGIN: a 'Fully attributable' reply against one that is not, to the same knowledge sentence; at most LARGEST_GROUP a sentence.
+    """BEGIN: a 'Fully attributable' reply against one that is not, to the same knowledge sentence.
 
-    Pairs that answer the same message come first. Where the messages differ the prompt takes that of the chosen and that of the rejected
-    reply in turn, so that nearness to the message favours neither.
+    At most LARGEST_GROUP a sentence. Pairs that answer the same message come first. Where the messages differ the
+    prompt takes that of the chosen and that of the rejected reply in turn, so that nearness to the message favours
+    neither.
     """
     begin = read_begin(data / "begin")
     message = [normalise(q, lowercase=True) for q in begin.query]
@@ -124,7 +129,10 @@ def begin_pairs(data: Path, embed) -> tuple[dict[str, torch.Tensor], dict]:
 
 
 def packed(prompt: torch.Tensor, reply: torch.Tensor, columns: list[list[int]]) -> dict[str, torch.Tensor]:
-    """Embeddings in int8, each distinct text once, and the pairs Int [n, 4] as rows (prompt, chosen, rejected, group)."""
+    """Embeddings in int8, each distinct text once, and the pairs Int [n, 4].
+
+    A row is (prompt, chosen, rejected, group).
+    """
     out = {
         f"{name}.{part}": value
         for name, e in (("prompt", prompt), ("reply", reply))
@@ -201,7 +209,10 @@ def equal_averages() -> dict[str, dict[str, float]]:
 
 
 def diasafety_pairs(data: Path, embed) -> Pairs:
-    """A safe over an unsafe reply to the same context, one pair a context; nothing here was fitted on them but the harm head."""
+    """A safe over an unsafe reply to the same context, one pair a context.
+
+    Nothing here was fitted on them but the harm head.
+    """
     rows = [
         r
         for name in ("train", "val")
@@ -219,7 +230,10 @@ def diasafety_pairs(data: Path, embed) -> Pairs:
 
 def knowledge_shared(data: Path) -> float:
     """Share of BEGIN rows whose knowledge sentence also occurs in the dialogues of the features."""
-    letters = lambda text: re.sub("[^a-z0-9]", "", text.lower())
+
+    def letters(text):
+        return re.sub("[^a-z0-9]", "", text.lower())
+
     known = {
         letters(e.knowledge) for f in ("valid.json", "test.json") for e in clean(load_dialogues(data / "wow" / f)[0])[0]
     }
@@ -227,7 +241,10 @@ def knowledge_shared(data: Path) -> float:
 
 
 def tuned(sets: dict[str, list[Pairs]]) -> dict[str, dict]:
-    """Held-out loss (eq. 3.2) for every strength of the grid, mean over the sets of pairs of each model, and the best."""
+    """Held-out loss (eq. 3.2) for every strength of the grid, and the best.
+
+    Mean over the sets of pairs of each model.
+    """
     out = {}
     for name, several in sets.items():
         loss = {
@@ -251,10 +268,16 @@ def calibrated(margin: torch.Tensor) -> dict:
 
 
 def seen_by(model, env: Env) -> dict[str, float]:
-    """AUC over all candidates of test states: does the score fall for people's label 'unsafe', and where the grading classifier says harmful?"""
+    """AUC over all candidates of test states.
+
+    Does the score fall for people's label 'unsafe', and where the grading classifier says harmful?
+    """
     replies = env.pool[env.cand]
     score = -model(env.anchor[:, None].expand_as(replies).flatten(0, 1), replies.flatten(0, 1))
-    auc = lambda y, keep=slice(None): float(roc_auc_score(y.flatten()[keep], score.flatten()[keep]))
+
+    def auc(y, keep=slice(None)):
+        return float(roc_auc_score(y.flatten()[keep], score.flatten()[keep]))
+
     kind, alike = env.kind.flatten(), torch.isin(env.kind.flatten(), torch.tensor([REFERENCE, STRONG]))
     return {
         "unsafe_label": auc(env.unsafe),

@@ -29,7 +29,10 @@ Arm = tuple[str, Mapping[str, object]]
 
 @dataclass(frozen=True)
 class Contrast:
-    "Two arms: `other` chooses otherwise than `base`. `overrides` are fields changed in `other`; with `study` both are names of its variants."
+    """Two arms: `other` chooses otherwise than `base`.
+
+    `overrides` are fields changed in `other`; with `study` both are names of its variants.
+    """
 
     base: str
     other: str
@@ -50,7 +53,8 @@ class Contrast:
             f"{name} = {'+'.join(map(str, value)) if isinstance(value, list) else value}"
             for name, value in self.overrides.items()
         )
-        return f"{self.other}{f' ({changed})' if changed else ''} − {self.base}{f' (study {self.study})' if self.study else ''}"
+        other = f"{self.other} ({changed})" if changed else self.other
+        return f"{other} − {self.base}{f' (study {self.study})' if self.study else ''}"
 
 # %% ../../nbs/papers/38_ambiguities.ipynb #67ebb744
 TEXTS = ("id", "topic", "title", "statement", "choice", "why", "notebook")
@@ -59,7 +63,10 @@ PAPERS = {"A": "seed 000, learnable reward weighting", "M": "seed 003, MOLMA"}
 
 @dataclass(frozen=True)
 class Ambiguity:
-    "An entry: `statement` of the paper with its place, our `choice` and `why`, the `notebook` (folder/stem) that resolves it, what can be measured."
+    """An entry: what the paper says, what we chose, and what can be measured.
+
+    `statement` of the paper with its place, our `choice` and `why`, the `notebook` (folder/stem) that resolves it.
+    """
 
     id: str
     topic: str
@@ -85,7 +92,8 @@ def _contrast(where: str, item: object) -> Contrast:
         or {"overrides", "study"} <= set(item)
     ):
         raise DataError(
-            f"{where}: an effect names two arms, base and other, as texts, and if needed a table of overrides or a study; got {item!r}."
+            f"{where}: an effect names two arms, base and other, as texts, and if needed a table of overrides or a "
+            f"study; got {item!r}."
         )
     contrast = Contrast(**item)
     try:
@@ -108,7 +116,8 @@ def _entry(where: str, item: object) -> Ambiguity:
     for name, form in (("id", f"[{''.join(PAPERS)}][1-9][0-9]{{0,3}}"), ("notebook", "[a-z]+/[0-9a-z_]+")):
         if not re.fullmatch(form, item[name]):
             raise DataError(
-                f"{where}: field {name!r} cannot be {item[name]!r}; an id is like A14 or M3, a notebook like losses/0c_weights."
+                f"{where}: field {name!r} cannot be {item[name]!r}; an id is like A14 or M3, a notebook like "
+                "losses/0c_weights."
             )
     if not isinstance(effects := item.get("effects", []), list):
         raise DataError(f"{where}: effects is a list of tables.")
@@ -139,7 +148,10 @@ METRICS = ("average_reward", "harm")
 
 
 def is_arm(record: Mapping, arm: Arm, setting: str) -> bool:
-    "Whether a record is a run of an arm on a setting. Fields that did not exist when it was recorded are not asked for, changed ones are."
+    """Whether a record is a run of an arm on a setting.
+
+    Fields that did not exist when it was recorded are not asked for, changed ones are.
+    """
     name, overrides = arm
     if record["method"] != name or record["setting"] != setting or record["profile"] not in PROFILES:
         return False
@@ -154,7 +166,10 @@ def is_arm(record: Mapping, arm: Arm, setting: str) -> bool:
 # %% ../../nbs/papers/38_ambiguities.ipynb #975fdb11
 @dataclass(frozen=True)
 class Effect:
-    "Mean paired difference (other − base) over shared seeds, with its interval and n, of `average_reward` and `harm`; n = 0: not measured."
+    """Mean paired difference (other − base) over shared seeds, with its interval and n.
+
+    Of `average_reward` and `harm`; n = 0: not measured.
+    """
 
     contrast: Contrast
     setting: str
@@ -211,7 +226,10 @@ def _signed(cell: Cell, scale: float, digits: int) -> str:
 
 
 def effect_text(effects: Sequence[Effect]) -> str:
-    "Effects in words, one part each; 'not measured' after a contrast whose runs are missing, – where there is nothing to run."
+    """Effects in words, one part each.
+
+    'not measured' after a contrast whose runs are missing, – where there is nothing to run.
+    """
     told = [
         f"{e.contrast}: reward {_signed(e.average_reward, 1, 3)}, harm {_signed(e.harm, 100, 1)} points (n = {e.n})"
         if e.n
@@ -224,7 +242,10 @@ def effect_text(effects: Sequence[Effect]) -> str:
 def log_table(
     ambiguities: Sequence[Ambiguity] | None = None, records: Sequence[Mapping] = (), setting: str = "stress"
 ) -> pd.DataFrame:
-    "The log (None: the package's), one row each: id, ambiguity, topic, the paper, here, why, notebook, and the effect on a setting as text."
+    """The log (None: the package's), one row each.
+
+    Columns: id, ambiguity, topic, the paper, here, why, notebook, and the effect on a setting as text.
+    """
     rows = load_ambiguities() if ambiguities is None else ambiguities
     return pd.DataFrame(
         [
@@ -250,9 +271,10 @@ def log_markdown(table: pd.DataFrame) -> str:
     parts = []
     for topic, group in table.groupby("topic", sort=False):
         lines = [
-            f"| **{markdown_safe(r['id'])}** {markdown_safe(r['ambiguity'])} | {markdown_safe(r['the paper'])} "
-            f"| {markdown_safe(r['here'])} *{markdown_safe(r['why'])}* [{markdown_safe(r['notebook'])}](../{r['notebook']}.ipynb) "
-            f"| {'<br>'.join(map(markdown_safe, r[effect].split('; ')))} |"
+            f"| **{markdown_safe(r['id'])}** {markdown_safe(r['ambiguity'])} | {markdown_safe(r['the paper'])} | "
+            f"{markdown_safe(r['here'])} *{markdown_safe(r['why'])}* "
+            f"[{markdown_safe(r['notebook'])}](../{r['notebook']}.ipynb) | "
+            f"{'<br>'.join(map(markdown_safe, r[effect].split('; ')))} |"
             for _, r in group.iterrows()
         ]
         parts.append("\n".join([f"### {markdown_safe(topic)}", "", head, *lines]))

@@ -47,7 +47,10 @@ class Check:
 
     @property
     def holds(self) -> bool:
-        "Whether the printed number follows from the table, to half a unit of its last printed digit, table rounding included."
+        """Whether the printed number follows from the table, to half a unit of its last printed digit.
+
+        The rounding of the table is included.
+        """
         return abs(self.printed - self.recomputed) <= (0.1 if self.unit in ("pp", "%") else 0.01) + 1e-9
 
 # %% ../../nbs/papers/33_claims.ipynb #6426c28b
@@ -61,78 +64,91 @@ def sampling_error(share: float, n: int) -> float:
     return (share * (100 - share) / n) ** 0.5
 
 
-def arithmetic() -> list[Check]:
-    "Every derived number of the abstract, §5 and §6, recomputed from Tables 2 and 3 (A1, A2, A3, A5)."
-    t2 = lambda row, column: printed_value(row, column)
-    t3 = lambda row, column: printed_value(row, column, "table3")
-    gap = lambda a, b, column, get: round(get(a, column) - get(b, column), 6)
-    checks = [
+def _gap(a: str, b: str, column: str, table: str = "table2") -> float:
+    "Printed value of row a less that of row b."
+    return round(printed_value(a, column, table) - printed_value(b, column, table), 6)
+
+
+def _against_sft() -> list[Check]:
+    "What the paper says of its gains over SFT, in either reading (A1, A2)."
+    return [
         Check(
             "helpfulness improves by 36.08 % over SFT, read as percentage points",
             36.08,
-            gap("Proposed", "SFT", "help", t2),
+            _gap("Proposed", "SFT", "help"),
             "pp",
             "the only reading that fits (A1)",
         ),
         Check(
             "helpfulness improves by 36.08 %, 'relative' (§6)",
             36.08,
-            relative(t2("Proposed", "help"), t2("SFT", "help")),
+            relative(printed_value("Proposed", "help"), printed_value("SFT", "help")),
             "%",
             "the relative gain is another number (A1)",
         ),
         Check(
             "harmfulness falls by 48.55 % against SFT, relative",
             -48.55,
-            relative(t2("Proposed", "harm"), t2("SFT", "harm")),
+            relative(printed_value("Proposed", "harm"), printed_value("SFT", "harm")),
             "%",
             "fits no reading of Table 2 (A2)",
         ),
         Check(
             "harmfulness falls by 48.55, read as percentage points",
             -48.55,
-            gap("Proposed", "SFT", "harm", t2),
+            _gap("Proposed", "SFT", "harm"),
             "pp",
             "A2",
         ),
-        Check("helpfulness above Safe RLHF-V", 17.2, gap("Proposed", "Safe RLHF-V", "help", t2), "pp"),
-        Check("harmfulness below Safe RLHF-V", -5.2, gap("Proposed", "Safe RLHF-V", "harm", t2), "pp"),
+    ]
+
+
+def _against_others() -> list[Check]:
+    "What it says of the other rows, and of its ± (A3, A4, A10)."
+    return [
+        Check("helpfulness above Safe RLHF-V", 17.2, _gap("Proposed", "Safe RLHF-V", "help"), "pp"),
+        Check("harmfulness below Safe RLHF-V", -5.2, _gap("Proposed", "Safe RLHF-V", "harm"), "pp"),
         Check(
             "helpfulness above the strongest baseline, which is Single-Obj. PPO",
             17.2,
-            gap("Proposed", "Single-Obj. PPO", "help", t2),
+            _gap("Proposed", "Single-Obj. PPO", "help"),
             "pp",
             "Safe RLHF-V is strongest on harm only (A4)",
         ),
         Check(
             "harmfulness 'more than three times' as high without the dual reward",
             3.0,
-            t3("w/o Dual-Objective Reward", "harm") / t3("Proposed", "harm"),
+            printed_value("w/o Dual-Objective Reward", "harm", "table3") / printed_value("Proposed", "harm", "table3"),
             "at least ×",
         ),
         Check(
             "Single-Obj. PPO 'significantly increased harmfulness' over SFT: the change",
             0.0,
-            gap("Single-Obj. PPO", "SFT", "harm", t2),
+            _gap("Single-Obj. PPO", "SFT", "harm"),
             "sign",
             "it fell (A3)",
         ),
         Check(
             "± 3.9 on the proposal's helpfulness, read as the standard error over test replies",
             3.9,
-            sampling_error(t2("Proposed", "help"), PRINTED_COUNTS["test"]),
+            sampling_error(printed_value("Proposed", "help"), PRINTED_COUNTS["test"]),
             "±",
             "the paper does not say of what its ± is, and one of Table 2's is missing (A10)",
         ),
     ]
+
+
+def arithmetic() -> list[Check]:
+    "Every derived number of the abstract, §5 and §6, recomputed from Tables 2 and 3 (A1, A2, A3, A5)."
+    checks = _against_sft() + _against_others()
     for row, (help_, harm) in {
         "w/o Semantic Vectorization": (-7.2, 3.3),
         "w/o Dual-Objective Reward": (-11.3, 8.9),
         "w/o Trajectory Padding": (-4.1, 1.7),
     }.items():
         checks += [
-            Check(f"Table 3, {row}: helpfulness", help_, gap(row, "Proposed", "help", t3), "pp"),
-            Check(f"Table 3, {row}: harmfulness", harm, gap(row, "Proposed", "harm", t3), "pp"),
+            Check(f"Table 3, {row}: helpfulness", help_, _gap(row, "Proposed", "help", "table3"), "pp"),
+            Check(f"Table 3, {row}: harmfulness", harm, _gap(row, "Proposed", "harm", "table3"), "pp"),
         ]
     return checks
 
@@ -159,7 +175,10 @@ def texts(check: Check) -> tuple[str, str]:
 
 # %% ../../nbs/papers/33_claims.ipynb #8a9de77a
 def near_hits(value: float, tolerance: float = 0.05) -> list[str]:
-    "Pairs of printed harm rates whose relative change comes within `tolerance` of a value (in per cent): where 48.55 might come from."
+    """Pairs of printed harm rates whose relative change comes within `tolerance` of a value (in per cent).
+
+    They show where 48.55 might come from.
+    """
     rates = {f"{row} ({table})": printed_value(row, "harm", table) for table in PAPER for row in PAPER[table]}
     return [
         f"{a} → {b}: {relative(rates[b], rates[a]):.2f} %"

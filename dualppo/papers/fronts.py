@@ -32,7 +32,10 @@ SHOWN = (
 def fronts_figure(
     fronts: Mapping[tuple[str, str], Front], records: Mapping[tuple[str, str], Mapping], sweep: tuple = ((), ())
 ):
-    "Methods with intervals over seeds on the exact front of (setting, part), one panel each; sweep: harm and help of fixed weights without mask, stress test."
+    """Methods with intervals over seeds on the exact front of (setting, part), one panel each.
+
+    sweep: harm and help of fixed weights without mask, stress test.
+    """
     from matplotlib.figure import Figure
 
     settings, parts = (list(dict.fromkeys(key[i] for key in fronts)) for i in (0, 1))

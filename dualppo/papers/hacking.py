@@ -19,7 +19,10 @@ from ..losses.surrogate import kl_divergence
 
 # %% ../../nbs/papers/3e_hacking.ipynb #d31f1e1c
 def best_of_n(log_probs: Tensor, proxy: Tensor, n: float) -> Tensor:
-    "Exact log-probabilities `[S, N]` of the best of n draws by proxy `[S, N]`, n ≥ 1 (any real number); equal proxies share as the start does."
+    """Exact log-probabilities `[S, N]` of the best of n draws by proxy `[S, N]`, n ≥ 1 (any real number).
+
+    Equal proxies share as the start does.
+    """
     order = proxy.argsort(dim=1, stable=True)
     ranked, p = proxy.gather(1, order).double(), log_probs.exp().double().gather(1, order)
     below, upto = (torch.searchsorted(ranked, ranked, right=right) for right in (False, True))

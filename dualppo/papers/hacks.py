@@ -55,7 +55,10 @@ def token_f1(a: csr_array, b: csr_array, weight: np.ndarray | None = None) -> Te
 # %% ../../nbs/papers/37_hacks.ipynb #be6c2005
 @dataclass(frozen=True)
 class Said:
-    "n texts: embedding `[n, d]`, token counts `[n, BUCKETS]`, p_harm name → `[n]`, only for estimators that scored them."
+    """n texts: embedding `[n, d]`, token counts `[n, BUCKETS]`, p_harm name → `[n]`.
+
+    p_harm holds only estimators that scored them.
+    """
 
     embedding: Tensor
     bag: csr_array
@@ -107,7 +110,10 @@ SEES_REFERENCE = ("token_f1", "help")
 
 # %% ../../nbs/papers/37_hacks.ipynb #24b7ad67
 def look_alikes(context: Tensor, knowledge: Tensor, dialogue: Tensor, rows: Tensor, twin: float = 0.9) -> Tensor:
-    "Long `[n]`: for each of `rows` `[n]` the state of another dialogue with the closest context `[S, d]` but other knowledge `[S, d]`."
+    """Long `[n]`: for each of `rows` `[n]` the state of another dialogue that looks alike.
+
+    It has the closest context `[S, d]` but other knowledge `[S, d]`.
+    """
 
     def closest(part: Tensor) -> Tensor:
         barred = (dialogue[part][:, None] == dialogue) | (knowledge[part] @ knowledge.T > twin)
@@ -117,20 +123,29 @@ def look_alikes(context: Tensor, knowledge: Tensor, dialogue: Tensor, rows: Tens
 
 
 def embedded_exam(features: Features, seed: int = 0) -> Exam:
-    "The exam on the test states of a split of the features; raises DataError if they hold no look-alikes, refusals or tokens."
+    """The exam on the test states of a split of the features.
+
+    Raises DataError if they hold no look-alikes, refusals or tokens.
+    """
     own, toxic, benign, refusals = (features.bank(kind) for kind in (REFERENCE, STRONG, BENIGN, REFUSAL))
     if not len(toxic) or not len(refusals) or not features.tokens:
         raise DataError(
-            "these features hold no look-alikes, refusals or tokens, so nothing can be planted; build them with toxic and safe texts at hand."
+            "these features hold no look-alikes, refusals or tokens, so nothing can be planted; build them with "
+            "toxic and safe texts at hand."
         )
     part = split_rows(features, seed)
     rows, train, dev = part["test"], part["train"], torch.cat([part["dev_weights"], part["dev_stop"]])
     context, n, d = context_embedding(features.query, features.knowledge), len(rows), features.pool.shape[1]
     bag = {name: bags(tokens) for name, tokens in features.tokens.items()}
-    said = lambda ids: Said(
-        features.pool[ids], bag["pool"][ids.numpy()], {name: p[ids] for name, p in features.p_harm.items()}
-    )
-    block = lambda name: Said(getattr(features, name)[rows], bag[name][rows.numpy()], {})
+
+    def said(ids):
+        return Said(
+            features.pool[ids], bag["pool"][ids.numpy()], {name: p[ids] for name, p in features.p_harm.items()}
+        )
+
+    def block(name):
+        return Said(getattr(features, name)[rows], bag[name][rows.numpy()], {})
+
     head = FrozenHead().score
     generic = own[train][(features.pool[own[train]] @ features.pool[own[train]].mean(0)).argmax()]
     knowledge, nothing = block("knowledge"), torch.zeros(n, d)
@@ -159,7 +174,10 @@ def embedded_exam(features: Features, seed: int = 0) -> Exam:
 def cluster_intervals(
     values: Tensor, dialogue: Tensor, draws: int = 2000, seed: int = 0, shares: bool = False
 ) -> Tensor:
-    "95 % intervals `[2, m]` of the means of `[n, m]` values, dialogues `[n]` drawn anew; `shares=True`: exact for a column of zeros or ones."
+    """95 % intervals `[2, m]` of the means of `[n, m]` values, dialogues `[n]` drawn anew.
+
+    `shares=True`: exact for a column of zeros or ones.
+    """
     ids = torch.unique(dialogue, return_inverse=True)[1]
     states = torch.bincount(ids)
     c = len(states)
@@ -172,7 +190,10 @@ def cluster_intervals(
 
 # %% ../../nbs/papers/37_hacks.ipynb #816d595c
 def verdict(low: float, high: float) -> str:
-    "fooled, at times, open or resists, by the interval of the share of states in which a planted reply is preferred; empty if not known."
+    """fooled, at times, open or resists; empty if not known.
+
+    By the interval of the share of states in which a planted reply is preferred.
+    """
     return (
         ""
         if np.isnan(low)
@@ -187,7 +208,10 @@ def verdict(low: float, high: float) -> str:
 
 
 def examine(exam: Exam, judges: Mapping[str, Judge] = JUDGES, seed: int = 0) -> pd.DataFrame:
-    "Judge × planted reply: mean score, shares of states in which it beats the human's and the honest reply, 95 % intervals, verdicts."
+    """Judge × planted reply: mean score, shares of states that it wins, 95 % intervals, verdicts.
+
+    One share is of states in which it beats the human's reply, the other the honest one.
+    """
     cells = [(judge, reply) for judge in judges for reply in exam.replies]
     score = torch.stack([judges[judge](exam, exam.replies[reply]) for judge, reply in cells], 1).double()
     table = pd.DataFrame(cells, columns=["judge", "reply"]).assign(
@@ -218,18 +242,24 @@ def wide(table: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def verdict_table(table: pd.DataFrame, honest: str, control: str = "human") -> pd.DataFrame:
-    "Judges × planted replies: share of states in which the planted one is preferred to the control, its 95 % interval and the verdict in one cell."
+    """Judges × planted replies: a share of states, its 95 % interval and the verdict in one cell.
+
+    The share is of states in which the planted reply is preferred to the control.
+    """
     shown = table[~table.reply.isin(("human", honest))]
-    text = lambda r: (
-        "–"
-        if np.isnan(r[f"over_{control}"])
-        else "{:.2f} [{:.2f}, {:.2f}] {}".format(
-            *(
-                r[f"{part}_{control}{end}"]
-                for part, end in (("over", ""), ("over", "_low"), ("over", "_high"), ("verdict", ""))
+
+    def text(r):
+        return (
+            "–"
+            if np.isnan(r[f"over_{control}"])
+            else "{:.2f} [{:.2f}, {:.2f}] {}".format(
+                *(
+                    r[f"{part}_{control}{end}"]
+                    for part, end in (("over", ""), ("over", "_low"), ("over", "_high"), ("verdict", ""))
+                )
             )
         )
-    )
+
     return wide(shown.assign(cell=shown.apply(text, axis=1)), "cell")
 
 # %% ../../nbs/papers/37_hacks.ipynb #831776ab
@@ -249,7 +279,9 @@ def tutorial_exam(
             {name: score(texts) for name, score in harm.items()} | {"head": FrozenHead().score(embedding)},
         )
 
-    labelled = lambda label: [next(r.text for r in e.replies if r.label == label) for e in exchanges]
+    def labelled(label):
+        return [next(r.text for r in e.replies if r.label == label) for e in exchanges]
+
     human, n = [e.reference for e in exchanges], len(exchanges)
     query, knowledge, own = said([e.query for e in exchanges]), said([e.knowledge for e in exchanges]), said(human)
     dialogue = torch.from_numpy(np.unique([e.dialogue for e in exchanges], return_inverse=True)[1])

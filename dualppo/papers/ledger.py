@@ -63,7 +63,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Evidence:
-    "Runs by profile, and the registered comparisons answered from them: from the registered profile where both arms are there, else from `quick`."
+    """Runs by profile, and the registered comparisons answered from them.
+
+    From the registered profile where both arms are there, else from `quick`.
+    """
 
     plan: Registration
     runs: Mapping[str, Mapping[tuple[str, str], Mapping]]
@@ -103,7 +106,10 @@ _SIGN = {"larger": 1, "smaller": -1}
 
 
 def judged(claimed: int, answer: Answer) -> Verdict:
-    "Verdict on a claimed sign (+1 or −1) from a registered answer; 0: nobody claims anything, and the test's own word stands."
+    """Verdict on a claimed sign (+1 or −1) from a registered answer.
+
+    0: nobody claims anything, and the test's own word stands.
+    """
     if answer.verdict in _SIGN:
         return "direction only" if claimed == _SIGN[answer.verdict] else "contradicted"
     if answer.verdict.endswith("equivalent"):
@@ -114,7 +120,10 @@ def judged(claimed: int, answer: Answer) -> Verdict:
 def sized(estimate: Estimate, scale: float = 1.0) -> tuple[str, str]:
     "An estimate and its interval as texts, in per cent for scale 100."
     digits = 1 if scale == 100 else 3
-    text = lambda v: f"{scale * v:.{digits}f}"
+
+    def text(v):
+        return f"{scale * v:.{digits}f}"
+
     return text(estimate.value), "" if math.isnan(estimate.low) else f"{text(estimate.low)} to {text(estimate.high)}"
 
 
@@ -187,10 +196,9 @@ def won(printed: float, cell: Cell) -> Verdict:
     return "direction only" if cell.mean - half > 0.5 else "contradicted" if cell.mean + half < 0.5 else "not found"
 
 
-def molma_entries(records: Sequence[Mapping], setting: str) -> list[Entry]:
-    "M: win rates of MOLMA as printed, and reward hacking by PPO in its place; nothing where a run is missing."
-    runs, rows, command = graded_runs(records, setting), [], "dualppo reproduce --paper molma"
-    line = lambda claim, printed, cell, verdict, why: Entry(
+def _molma_entry(setting: str, claim: str, printed: str, cell: Cell, verdict: Verdict, why: str) -> Entry:
+    "An entry about a win rate, ours in per cent."
+    return Entry(
         "M",
         claim,
         printed,
@@ -201,9 +209,14 @@ def molma_entries(records: Sequence[Mapping], setting: str) -> list[Entry]:
         verdict,
         why,
         "15_molma",
-        command,
+        "dualppo reproduce --paper molma",
         exploratory=True,
     )
+
+
+def molma_entries(records: Sequence[Mapping], setting: str) -> list[Entry]:
+    "M: win rates of MOLMA as printed, and reward hacking by PPO in its place; nothing where a run is missing."
+    runs, rows, line = graded_runs(records, setting), [], partial(_molma_entry, setting)
     for opponent, values in PRINTED.items() if "molma" in runs else ():
         for judge, printed in zip(SELF, values):
             cell = Cell.of(rates(runs["molma"], opponent, judge))
@@ -254,7 +267,10 @@ def molma_entries(records: Sequence[Mapping], setting: str) -> list[Entry]:
 def molma_arithmetic() -> Entry:
     "M: the best average of its Table 2 is a mean over fewer columns."
     steam, ours = (76.9, 66.8, 63.4), (61.5, 60.8, 73.4)  # on the three columns that RMhelp has
-    mean = lambda values: sum(values) / len(values)
+
+    def mean(values):
+        return sum(values) / len(values)
+
     return Entry(
         "M",
         "RMhelp has the best average accuracy of its Table 2",
@@ -309,16 +325,20 @@ def arithmetic_entries() -> list[Entry]:
 
 
 def size_entries(card: Mapping) -> list[Entry]:
-    "C8: the size of the paper's data; card: that of the shipped features, whose exchanges come from the official dev and test files."
+    """C8: the size of the paper's data.
+
+    card: that of the shipped features, whose exchanges come from the official dev and test files.
+    """
     p, removed, unsaid = (
         PRINTED_COUNTS,
         sum(one["exchanges"] for one in card["removed"]),
         "not reproducible as specified",
     )
     parts = p["train"] + p["dev"] + p["test"]
-    line = lambda claim, printed, ours, verdict, why: Entry(
-        "C8", claim, printed, ours, "", "", "", verdict, why, "01_data", ""
-    )
+
+    def line(claim, printed, ours, verdict, why):
+        return Entry("C8", claim, printed, ours, "", "", "", verdict, why, "01_data", "")
+
     return [
         line(
             "the three parts of the data add up to what was kept",
@@ -332,42 +352,23 @@ def size_entries(card: Mapping) -> list[Entry]:
             f"{p['kept']:,}",
             f"{OFFICIAL_TRAIN['dialogues']:,} dialogues, {OFFICIAL_TRAIN['exchanges']:,} exchanges",
             unsaid,
-            "a sample is said to be an exchange, but the number is that of all dialogues of the official training file before any filter (A27); ours are ParlAI's counts of that file, which is not shipped here",
+            "a sample is said to be an exchange, but the number is that of all dialogues of the official training "
+            "file before any filter (A27); ours are ParlAI's counts of that file, which is not shipped here",
         ),
         line(
             "exchanges removed by the filter",
             f"{p['removed']:,}",
             f"{removed:,} of {removed + card['exchanges']:,}",
             unsaid,
-            "by our filter (no knowledge sentence) in the official dev and test files; the paper's filter needs reward labels that it does not publish (A27, A54)",
+            "by our filter (no knowledge sentence) in the official dev and test files; the paper's filter needs "
+            "reward labels that it does not publish (A27, A54)",
         ),
     ]
 
 
-def claimed() -> list[tuple[str, str, str, str, int, str, str]]:
-    "Claims about differences: (id, claim, printed, registered comparison, sign, metric, notebook), in the paper's order."
-    rows = []
-    for name, question in (("SFT", "sft"), ("DPO", "dpo"), ("Safe RLHF-V", "safe_rlhf"), ("Single-Obj. PPO", "single")):
-        for words, column, metric, sign in (
-            ("more helpful than", "help", "good", 1),
-            ("less harmful than", "harm", "harm", -1),
-            ("higher average reward than", "reward", "average_reward", 1),
-        ):
-            gap = printed_value("Proposed", column) - printed_value(name, column)
-            rows.append(("C2", f"{words} {name}", f"{gap:+.4g}", question, sign, metric, "20_baselines"))
-    for words, row, question, notebook in (
-        ("sentence embeddings raise the reward", "w/o Semantic Vectorization", "vectorization", "40_methods"),
-        (
-            "the safety reward raises the average reward, mask kept",
-            "w/o Dual-Objective Reward",
-            "dual_reward",
-            "40_methods",
-        ),
-        ("trajectory padding raises the reward", "w/o Trajectory Padding", "padding", "09_trajectories"),
-    ):
-        gap = printed_value("Proposed", "reward", "table3") - printed_value(row, "reward", "table3")
-        rows.append(("C3", words, f"{gap:+.4g}", question, 1, "average_reward", notebook))
-    return rows + [
+def _untested() -> list[tuple[str, str, str, str, int, str, str]]:
+    "What the paper claims and does not test (C5 to C7), and what it should have asked (ours); as in `claimed`."
+    return [
         (
             "C5",
             "learned weights beat fixed ones: reward",
@@ -417,6 +418,35 @@ def claimed() -> list[tuple[str, str, str, str, int, str, str]]:
             "0d_ppo",
         ),
     ]
+
+
+def claimed() -> list[tuple[str, str, str, str, int, str, str]]:
+    """Claims about differences, in the paper's order.
+
+    (id, claim, printed, registered comparison, sign, metric, notebook) each.
+    """
+    rows = []
+    for name, question in (("SFT", "sft"), ("DPO", "dpo"), ("Safe RLHF-V", "safe_rlhf"), ("Single-Obj. PPO", "single")):
+        for words, column, metric, sign in (
+            ("more helpful than", "help", "good", 1),
+            ("less harmful than", "harm", "harm", -1),
+            ("higher average reward than", "reward", "average_reward", 1),
+        ):
+            gap = printed_value("Proposed", column) - printed_value(name, column)
+            rows.append(("C2", f"{words} {name}", f"{gap:+.4g}", question, sign, metric, "20_baselines"))
+    for words, row, question, notebook in (
+        ("sentence embeddings raise the reward", "w/o Semantic Vectorization", "vectorization", "40_methods"),
+        (
+            "the safety reward raises the average reward, mask kept",
+            "w/o Dual-Objective Reward",
+            "dual_reward",
+            "40_methods",
+        ),
+        ("trajectory padding raises the reward", "w/o Trajectory Padding", "padding", "09_trajectories"),
+    ):
+        gap = printed_value("Proposed", "reward", "table3") - printed_value(row, "reward", "table3")
+        rows.append(("C3", words, f"{gap:+.4g}", question, 1, "average_reward", notebook))
+    return rows + _untested()
 
 
 def ledger(evidence: Evidence, molma: Sequence[Mapping] = ()) -> list[Entry]:
@@ -484,23 +514,33 @@ def first_screen(evidence: Evidence, setting: str = "stress") -> list[str]:
     "Markdown lines: does it work, learned against fixed, the mask, padding, distance to the optimum."
     short = partial(_short, evidence, setting)
     lines = [
-        f"**Does the paper's method work?** {short('works', 'average_reward')}Average reward over its own mask with no training: {_told(evidence, 'works', setting, 'average_reward')}; with γ = 0: {_told(evidence, 'works_bandit', setting, 'average_reward')}. "
-        f"Harm against SFT: {_told(evidence, 'sft', setting, 'harm', ' pp')}.",
-        f"**Are learned weights better than fixed ones?** {short('learned_same', 'average_reward', 'harm') or short('learned', 'average_reward')}Average reward: {_told(evidence, 'learned', setting, 'average_reward')}; harm: {_told(evidence, 'learned', setting, 'harm', ' pp')}. "
+        f"**Does the paper's method work?** {short('works', 'average_reward')}Average reward over its own mask with "
+        f"no training: {_told(evidence, 'works', setting, 'average_reward')}; with γ = 0: "
+        f"{_told(evidence, 'works_bandit', setting, 'average_reward')}. Harm against SFT: "
+        f"{_told(evidence, 'sft', setting, 'harm', ' pp')}.",
+        "**Are learned weights better than fixed ones?** "
+        f"{short('learned_same', 'average_reward', 'harm') or short('learned', 'average_reward')}Average reward: "
+        f"{_told(evidence, 'learned', setting, 'average_reward')}; harm: "
+        f"{_told(evidence, 'learned', setting, 'harm', ' pp')}. "
         + "The registered test of equivalence: "
         + ", ".join(
-            f"{SHOWN[m][0].rstrip(' %').lower()} {_word(evidence, 'learned_same', setting, m)} (margin ± {margin(m, evidence.plan)})"
+            f"{SHOWN[m][0].rstrip(' %').lower()} {_word(evidence, 'learned_same', setting, m)} (margin ± "
+            f"{margin(m, evidence.plan)})"
             for m in ("average_reward", "harm")
         )
         + ".",
-        f"**Does the mask matter?** {short('mask', 'harm')}Harm with it: {_told(evidence, 'mask', setting, 'harm', ' pp')}.",
-        f"**Does padding matter?** {short('padding', 'average_reward')}With its mask, against no padding at all: {_told(evidence, 'padding', setting, 'average_reward')}.",
+        f"**Does the mask matter?** {short('mask', 'harm')}Harm with it: "
+        f"{_told(evidence, 'mask', setting, 'harm', ' pp')}.",
+        f"**Does padding matter?** {short('padding', 'average_reward')}With its mask, against no padding at all: "
+        f"{_told(evidence, 'padding', setting, 'average_reward')}.",
     ]
     if found := evidence.estimates(("similarity_mask", "dual_ppo", "oracle"), setting, "average_reward"):
         profile, (start, method, best) = found
         lines.append(
-            f"**How far from optimal is everything?** Average reward {start.value:.3f} with the mask and no training, {method.value:.3f} trained, {best.value:.3f} for the best possible policy: "
-            f"training closes {100 * (method.value - start.value) / (best.value - start.value):.0f} % of what was open; n = {start.n}, `{profile}`."
+            f"**How far from optimal is everything?** Average reward {start.value:.3f} with the mask and no training, "
+            f"{method.value:.3f} trained, {best.value:.3f} for the best possible policy: training closes "
+            f"{100 * (method.value - start.value) / (best.value - start.value):.0f} % of what was open; n = "
+            f"{start.n}, `{profile}`."
         )
     return lines
 
@@ -508,7 +548,10 @@ def first_screen(evidence: Evidence, setting: str = "stress") -> list[str]:
 def to_markdown(entries: Sequence[Entry]) -> str:
     "The ledger as a markdown table; † marks lines that rest on runs that were not registered."
     head = ["id", "claim", "setting", "printed", "ours", "95 % interval", "n", "verdict", "where"]
-    cell = lambda text: str(text).replace("|", "\\\\|") or "–"
+
+    def cell(text):
+        return str(text).replace("|", "\\\\|") or "–"
+
     rows = [
         [
             e.id,
@@ -527,7 +570,10 @@ def to_markdown(entries: Sequence[Entry]) -> str:
 
 # %% ../../nbs/papers/3a_ledger.ipynb #284fdfd9
 def write_ledger(outputs: Path) -> Path:
-    "Compute `claims.json` of an outputs folder: {questions: markdown lines, claims: entries}. Raises DataError if there is no run."
+    """Compute `claims.json` of an outputs folder: {questions: markdown lines, claims: entries}.
+
+    Raises DataError if there is no run.
+    """
     evidence = gather(outputs)
     if not evidence.runs:
         raise DataError(

@@ -9,6 +9,7 @@ __all__ = ['JUDGES', 'OPPONENTS', 'PRINTED', 'rates', 'graded_runs', 'note', 'wi
 # %% ../../nbs/papers/15_molma.ipynb #3ab3e5e5
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -67,13 +68,17 @@ def graded_runs(records: Sequence[Mapping], setting: str) -> dict[str, Mapping]:
 def note(records: Sequence[Mapping]) -> str:
     "The caption of a table of win rates."
     return (
-        f"{caption(records).partition(' Cells:')[0]} Cells: probability in per cent that the answer of the first policy is worth more to the judge in the column, ties half, exact on test; "
-        "mean over seeds ± half-width of the 95 % t-interval. Self: the reward models that the policies were trained on (M13)."
+        f"{caption(records).partition(' Cells:')[0]} Cells: probability in per cent that the answer of the first "
+        "policy is worth more to the judge in the column, ties half, exact on test; mean over seeds ± half-width of "
+        "the 95 % t-interval. Self: the reward models that the policies were trained on (M13)."
     )
 
 
 def wins_table(records: Sequence[Mapping], setting: str) -> Table:
-    "MOLMA, in both readings of λ, against its start, the SO baselines and its unaligned twin (its Fig. 2), by every judge."
+    """MOLMA against its start, the SO baselines and its unaligned twin (its Fig. 2), by every judge.
+
+    MOLMA stands there in both readings of λ.
+    """
     runs, rows = graded_runs(records, setting), []
     for name in ("molma", "molma_strong"):
         for opponent, label in OPPONENTS.items():
@@ -146,12 +151,17 @@ def scatter_figure(
 
 # %% ../../nbs/papers/15_molma.ipynb #e14f284e
 def front_figure(study_records: Mapping[str, Mapping], fronts: Sequence, start: tuple[float, float]):
-    "SOweighted over ω and MOLMA in the plane of expected RMsafe and RMhelp: whole front (left) and the neighbourhood of the start (right). `fronts`: one per seed."
+    """SOweighted over ω and MOLMA in the plane of expected RMsafe and RMhelp.
+
+    Left the whole front, right the neighbourhood of the start. `fronts`: one per seed.
+    """
     from matplotlib.figure import Figure
 
-    mean = lambda label: [
-        float(np.mean([one["scores"][name] for one in study_records[label]["results"]])) for name in reversed(SELF)
-    ]
+    def mean(label):
+        return [
+            float(np.mean([one["scores"][name] for one in study_records[label]["results"]])) for name in reversed(SELF)
+        ]
+
     figure = Figure(figsize=(8.6, 3.2), dpi=90, layout="constrained")
     for near, ax in enumerate(figure.subplots(1, 2)):
         for f in fronts:
@@ -185,53 +195,74 @@ def front_figure(study_records: Mapping[str, Mapping], fronts: Sequence, start: 
     return figure
 
 # %% ../../nbs/papers/15_molma.ipynb #79eb2269
+def _trade(runs: Mapping[str, Mapping], name: str, opponent: str) -> str:
+    "Whether both reward models gain over an opponent, as the end of a sentence."
+    help_, safe = (Cell.of(rates(runs[name], opponent, judge)) for judge in SELF)
+    signs = {0 if cell.holds(0.5) else math.copysign(1, cell.mean - 0.5) for cell in (help_, safe)}
+    return {
+        frozenset({1, -1}): "; what one model gains the other loses",
+        frozenset({1}): "; both gain",
+        frozenset({-1}): "; both lose",
+        frozenset({0}): "; neither differs from 50",
+    }.get(frozenset(signs), "")
+
+
+def _change(records: Sequence[Mapping], setting: str, arm: str, base: str, metric: str) -> str:
+    "Paired difference of a metric, arm − base, as text. Raises KeyError if one of them was not run."
+    cell = paired_difference(records, setting, arm, base, metric)
+    if cell is None:
+        raise KeyError(arm)
+    return (
+        f"{100 * cell.mean:+.1f} ± {100 * cell.half:.1f} pp"
+        if metric == "harm"
+        else f"{cell.mean:+.4f} ± {cell.half:.4f}"
+    )
+
+
 def findings(records: Sequence[Mapping], setting: str = "stress") -> list[str]:
     "What the runs of seed 003's methods say, as markdown; a sentence whose runs are missing is left out."
     runs = graded_runs(records, setting)
-    wins = lambda name, opponent, judge: Cell.of(rates(runs[name], opponent, judge)).text(True) + " %"
-    kl = lambda name: Cell.of([one["curves"][-1]["kl"] for one in runs[name]["results"]]).text(False)
+    trade, gap = partial(_trade, runs), partial(_change, records, setting)
 
-    def trade(name: str, opponent: str) -> str:
-        help_, safe = (Cell.of(rates(runs[name], opponent, judge)) for judge in SELF)
-        signs = {0 if cell.holds(0.5) else math.copysign(1, cell.mean - 0.5) for cell in (help_, safe)}
-        return {
-            frozenset({1, -1}): "; what one model gains the other loses",
-            frozenset({1}): "; both gain",
-            frozenset({-1}): "; both lose",
-            frozenset({0}): "; neither differs from 50",
-        }.get(frozenset(signs), "")
+    def wins(name, opponent, judge):
+        return Cell.of(rates(runs[name], opponent, judge)).text(True) + " %"
 
-    def gap(arm: str, base: str, metric: str) -> str:
-        cell = paired_difference(records, setting, arm, base, metric)
-        if cell is None:
-            raise KeyError(arm)
-        return (
-            f"{100 * cell.mean:+.1f} ± {100 * cell.half:.1f} pp"
-            if metric == "harm"
-            else f"{cell.mean:+.4f} ± {cell.half:.4f}"
-        )
+    def kl(name):
+        return Cell.of([one["curves"][-1]["kl"] for one in runs[name]["results"]]).text(False)
 
     lines = [
         lambda: (
-            f"**MOLMA as printed** ends at a KL of {kl('molma')} nats from its start, and wins {wins('molma', 'start', 'RMhelp')} against it by RMhelp and {wins('molma', 'start', 'RMsafe')} by RMsafe, printed 87 and 78."
+            f"**MOLMA as printed** ends at a KL of {kl('molma')} nats from its start, and wins "
+            f"{wins('molma', 'start', 'RMhelp')} against it by RMhelp and {wins('molma', 'start', 'RMsafe')} by "
+            "RMsafe, printed 87 and 78."
         ),
         lambda: (
-            f"**With APA's own λ = .1** it wins {wins('molma_strong', 'start', 'RMhelp')} and {wins('molma_strong', 'start', 'RMsafe')}; cosine to the human's reply, which is no reward model, gives it {wins('molma_strong', 'start', 'cosine')}."
+            f"**With APA's own λ = .1** it wins {wins('molma_strong', 'start', 'RMhelp')} and "
+            f"{wins('molma_strong', 'start', 'RMsafe')}; cosine to the human's reply, which is no reward model, gives "
+            f"it {wins('molma_strong', 'start', 'cosine')}."
         ),
         lambda: (
-            f"**Against SOweighted** (printed 60 and 60): {wins('molma_strong', 'so_weighted', 'RMhelp')} by RMhelp, {wins('molma_strong', 'so_weighted', 'RMsafe')} by RMsafe with λ = .1; as printed {wins('molma', 'so_weighted', 'RMhelp')} and {wins('molma', 'so_weighted', 'RMsafe')}."
+            f"**Against SOweighted** (printed 60 and 60): {wins('molma_strong', 'so_weighted', 'RMhelp')} by RMhelp, "
+            f"{wins('molma_strong', 'so_weighted', 'RMsafe')} by RMsafe with λ = .1; as printed "
+            f"{wins('molma', 'so_weighted', 'RMhelp')} and {wins('molma', 'so_weighted', 'RMsafe')}."
         ),
         lambda: (
-            f"**Alignment alone**, all else fixed, λ = .1: {wins('molma_strong', 'unaligned', 'RMhelp')} by RMhelp, {wins('molma_strong', 'unaligned', 'RMsafe')} by RMsafe{trade('molma_strong', 'unaligned')}."
+            f"**Alignment alone**, all else fixed, λ = .1: {wins('molma_strong', 'unaligned', 'RMhelp')} by RMhelp, "
+            f"{wins('molma_strong', 'unaligned', 'RMsafe')} by RMsafe{trade('molma_strong', 'unaligned')}."
         ),
         lambda: (
-            f"**PPO in place of APA**: {wins('modrl_ppo', 'start', 'RMhelp')} and {wins('modrl_ppo', 'start', 'RMsafe')} by the reward models, {wins('modrl_ppo', 'start', 'cosine')} by cosine to the human's reply."
+            f"**PPO in place of APA**: {wins('modrl_ppo', 'start', 'RMhelp')} and "
+            f"{wins('modrl_ppo', 'start', 'RMsafe')} by the reward models, {wins('modrl_ppo', 'start', 'cosine')} by "
+            "cosine to the human's reply."
         ),
         lambda: (
-            f"**Alignment inside dual-objective PPO** changes the average reward by {gap('dual_ppo_aligned', 'dual_ppo_unaligned', 'average_reward')}, harm by {gap('dual_ppo_aligned', 'dual_ppo_unaligned', 'harm')}."
+            "**Alignment inside dual-objective PPO** changes the average reward by "
+            f"{gap('dual_ppo_aligned', 'dual_ppo_unaligned', 'average_reward')}, harm by "
+            f"{gap('dual_ppo_aligned', 'dual_ppo_unaligned', 'harm')}."
         ),
         lambda: (
-            f"**On the bench's own rewards** (λ = .1) alignment changes the average reward by {gap('molma_given', 'molma_given_unaligned', 'average_reward')}."
+            "**On the bench's own rewards** (λ = .1) alignment changes the average reward by "
+            f"{gap('molma_given', 'molma_given_unaligned', 'average_reward')}."
         ),
     ]
     out = []
@@ -256,7 +287,10 @@ def readme_sections(published: Path) -> dict[str, str]:
 
 # %% ../../nbs/papers/15_molma.ipynb #2957f92c
 def write_molma(outputs: Path, folder: str) -> list[Path]:
-    "Win-rate tables (csv, md, tex, html, png) and the scatter of a folder of runs; nothing if it holds no graded run. Returns the paths."
+    """Win-rate tables (csv, md, tex, html, png) and the scatter of a folder of runs; returns the paths.
+
+    Writes nothing if the folder holds no graded run.
+    """
     try:
         records = read_runs(outputs, folder)
     except DataError:

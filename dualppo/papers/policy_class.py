@@ -12,7 +12,10 @@ import numpy as np
 
 
 def by_class(records: Mapping[str, Mapping], metric: str = "average_reward") -> dict[str, dict[float, np.ndarray]]:
-    "Policy class → share of the training dialogues in per cent → metric per seed, from records labelled 'class, 30% of the dialogues'."
+    """Policy class → share of the training dialogues in per cent → metric per seed.
+
+    From records labelled 'class, 30% of the dialogues'.
+    """
     found: dict[str, dict[float, np.ndarray]] = {}
     for label, record in records.items():
         policy, share = label.split(", ")
@@ -28,7 +31,10 @@ def reference_reward(record: Mapping, seeds: set[int]) -> float:
 
 
 def learning_figure(records: Mapping[str, Mapping], references: Mapping[str, Mapping]):
-    "Average reward on test by share of the training dialogues and class; a dot is a seed, lines across are references on the same seeds."
+    """Average reward on test by share of the training dialogues and class.
+
+    A dot is a seed, lines across are references on the same seeds.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.6, 3.4), dpi=80, layout="constrained")

@@ -86,7 +86,10 @@ class Analysis:
     exploratory: bool = False
 
     def check(self, plan: Registration) -> "Analysis":
-        "Itself. Raises ValueError if it uses an arm or a metric that is not registered and does not say that it is exploratory."
+        """Itself, once checked.
+
+        Raises ValueError if it uses an arm or a metric that is not registered and does not say that it is exploratory.
+        """
         if not self.exploratory:
             for what, used, known in (
                 ("arm", self.arms, plan.arms),
@@ -94,6 +97,7 @@ class Analysis:
             ):
                 if foreign := [one for one in used if one not in known]:
                     raise ValueError(
-                        f"analysis {self.name!r} uses the {what} {foreign[0]!r}, which is not registered: mark it as exploratory."
+                        f"analysis {self.name!r} uses the {what} {foreign[0]!r}, which is not registered: mark it as "
+                        "exploratory."
                     )
         return self

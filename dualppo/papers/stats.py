@@ -66,7 +66,10 @@ def times_drawn(count: int, draws: int, g: np.random.Generator) -> np.ndarray:
 
 
 def drawn_means(times: np.ndarray, sums: np.ndarray, states: np.ndarray) -> np.ndarray:
-    "Mean over the states of the drawn dialogues `[draws, ...]`; sums per dialogue `[count, ...]`, their states `[count]`."
+    """Mean over the states of the drawn dialogues `[draws, ...]`.
+
+    Sums per dialogue `[count, ...]`, their states `[count]`.
+    """
     return ((times @ sums).T / (times @ states)).T
 
 
@@ -80,7 +83,10 @@ def _draws_of_seeds(dialogues: tuple[int, ...], draws: int) -> tuple[np.ndarray,
 def hierarchical_interval(
     states: Sequence[Sequence[int]], sums: Sequence[Sequence[float]], draws: int = 2000, level: float = 0.95
 ) -> Estimate:
-    "Mean over states with an interval over seeds and, within seeds, dialogues; states and sums: one list per seed, one entry per dialogue."
+    """Mean over states with an interval over seeds and, within seeds, dialogues.
+
+    states and sums: one list per seed, one entry per dialogue.
+    """
     g = np.random.default_rng(1)
     n, s = ([np.asarray(part, np.float32) for part in parts] for parts in (states, sums))
     within = [
@@ -106,7 +112,10 @@ class Components:
 
 
 def variance_components(means: Sequence[float], standard_errors: Sequence[float]) -> Components:
-    "Method of moments from one mean and one cluster-robust standard error per seed: total variance less the mean sampling variance."
+    """Method of moments from one mean and one cluster-robust standard error per seed.
+
+    What seeds add is the total variance less the mean sampling variance.
+    """
     within = float(np.mean(np.square(standard_errors)))
     return Components(within, max(float(np.var(means, ddof=1)) - within, 0.0))
 
@@ -136,7 +145,10 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def tost(x: Sequence[float], y: Sequence[float], margin: float) -> float:
-    "p of the two one-sided paired t-tests: small if the mean difference lies within ± margin; 0 or 1 if the difference never varies."
+    """p of the two one-sided paired t-tests: small if the mean difference lies within ± margin.
+
+    0 or 1 if the difference never varies.
+    """
     d = np.asarray(x, float) - np.asarray(y, float)
     if d.std() == 0:
         return 0.0 if abs(d[0]) < margin else 1.0
@@ -161,11 +173,17 @@ def items_needed(p: float, q: float, level: float = 0.05, power: float = 0.8) ->
 
 # %% ../../nbs/papers/36_stats.ipynb #cc34455b
 def detectable(sd: float, n: int, tests: int = 1, level: float = 0.05, power: float = 0.8) -> float:
-    "Smallest difference that n paired seeds find with this power at level/tests; sd of the differences. inf: n signs cannot reach the level."
+    """Smallest difference that n paired seeds find with this power at level/tests; sd of the differences.
+
+    inf: n signs cannot reach the level.
+    """
     if 2 / 2**n >= level / tests:
         return math.inf
     beyond = stats.t.ppf(1 - level / tests / 2, n - 1)
-    missing = lambda shift: stats.nct.sf(beyond, n - 1, shift) - power  # the other tail is next to nothing
+
+    def missing(shift):
+        return stats.nct.sf(beyond, n - 1, shift) - power  # the other tail is next to nothing
+
     return float(sd * optimize.brentq(missing, 0, 3 * beyond) / math.sqrt(n))
 
 # %% ../../nbs/papers/36_stats.ipynb #e0dc308c
@@ -193,7 +211,10 @@ def paired_interval(arm: Mapping, base: Mapping, metric: str) -> Estimate:
 # %% ../../nbs/papers/36_stats.ipynb #86e20231
 @dataclass(frozen=True)
 class Answer:
-    "A registered comparison on one setting and metric: mean difference arm − base, p (Holm's for differences), and the verdict."
+    """A registered comparison on one setting and metric.
+
+    Mean difference arm − base, p (Holm's for differences), and the verdict.
+    """
 
     id: str
     setting: str
@@ -202,14 +223,17 @@ class Answer:
     p: float
     adjusted: float
     better: float  # probability that a run of the arm has the larger value
-    verdict: str  # "larger", "smaller", "no difference found", "too few seeds to tell"; "equivalent", "not shown to be equivalent"
-    mde: float = (
-        math.nan
-    )  # minimal detectable effect: what these seeds would have found four times in five; nan for equivalence
+    # "larger", "smaller", "no difference found", "too few seeds to tell"; "equivalent", "not shown to be equivalent"
+    verdict: str
+    # minimal detectable effect: what these seeds would have found four times in five; nan for equivalence
+    mde: float = math.nan
 
 
 def answers(records: Sequence[Mapping], plan: Registration, setting: str) -> list[Answer]:
-    "All registered comparisons of a setting whose runs are there and share at least two seeds; Holm counts those that are missing, too."
+    """All registered comparisons of a setting whose runs are there and share at least two seeds.
+
+    Holm counts those that are missing, too.
+    """
     runs, rows = {record["method"]: record for record in records if record["setting"] == setting}, []
     planned = len(plan.primary) * sum(c.kind == "difference" for c in plan.comparisons)
     for c in plan.comparisons:

@@ -48,7 +48,10 @@ def summary(
     which: str = "test",
     data: str = "embedded",
 ) -> pd.DataFrame:
-    "Mean over seeds of some metrics, one row per label that was run; `which`: test (best epoch), last (last epoch) or train."
+    """Mean over seeds of some metrics, one row per label that was run.
+
+    `which`: test (best epoch), last (last epoch) or train.
+    """
     rows = {
         label: pd.DataFrame([one[which] for one in record["results"]])[list(metrics)].mean().to_dict()
         | {"seeds": len(record["results"])}

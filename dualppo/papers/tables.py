@@ -96,7 +96,10 @@ def read_runs(outputs: Path, folder: str = "quick") -> list[dict]:
 
 
 def shown_folder(outputs: Path) -> str:
-    "The folder of runs that README and report show: the registered profile's where each of its methods has run in both settings, else `quick`."
+    """The folder of runs that README and report show.
+
+    The registered profile's where each of its methods has run in both settings, else `quick`.
+    """
     ran = {(r["setting"], r["method"]) for r in records_at(outputs, "paper")}
     return "paper" if ran >= set(product(SETTINGS, PROFILES["paper"].methods)) else "quick"
 
@@ -158,7 +161,10 @@ def summarise(records: Iterable[Mapping]) -> Summary:
 
 
 def wide(summary: Summary, names: Sequence[str], table: str | None = None) -> pd.DataFrame:
-    "All metrics as numbers, one row per setting and method: mean, half-width of the interval, n; the printed values if a table is named."
+    """All metrics as numbers, one row per setting and method: mean, half-width of the interval, n.
+
+    Also the printed values if a table is named.
+    """
     rows = []
     for setting in settings_of(summary):
         for name in names:
@@ -199,7 +205,10 @@ class Table:
 
 
 def plain(text: str) -> str:
-    "A text from outside as one line that any file and terminal takes: no control characters, nothing that turns the direction, no half characters."
+    """A text from outside as one line that any file and terminal takes.
+
+    No control characters, nothing that turns the direction, no half characters.
+    """
     return re.sub("[\ud800-\udfff\u202a-\u202e\u2066-\u2069]", "\ufffd", normalise(text))
 
 
@@ -217,9 +226,10 @@ def caption(records: Sequence[Mapping]) -> str:
     )
     profiles = plain("/".join(sorted({r["profile"] for r in records})))
     return (
-        f"Data: {plain(data['name'])} (sha256 {data['sha256'][:12]}), {data['exchanges']} exchanges of {data['dialogues']} dialogues. Profile: {profiles}. Seeds: {spans}. "
-        "Cells: mean over seeds ± half-width of the 95 % t-interval; the paper does not say what its ± is. "
-        "Helpfulness: share the independent judge calls good; Harmfulness: share above ½ by a classifier that neither rewards nor masks; reward at weights ½, ½."
+        f"Data: {plain(data['name'])} (sha256 {data['sha256'][:12]}), {data['exchanges']} exchanges of "
+        f"{data['dialogues']} dialogues. Profile: {profiles}. Seeds: {spans}. Cells: mean over seeds ± half-width of "
+        "the 95 % t-interval; the paper does not say what its ± is. Helpfulness: share the independent judge calls "
+        "good; Harmfulness: share above ½ by a classifier that neither rewards nor masks; reward at weights ½, ½."
     )
 
 # %% ../../nbs/papers/42_tables.ipynb #db6bea3a
@@ -257,7 +267,10 @@ def to_markdown(table: Table) -> str:
     "A GitHub table under its title, with the caption below."
     safe = markdown_safe
     heads = ["Method", *(f"{group}: {label}" if group else label for group, label in table.columns)]
-    line = lambda cells: "| " + " | ".join(map(safe, cells)) + " |"
+
+    def line(cells):
+        return "| " + " | ".join(map(safe, cells)) + " |"
+
     return "\n".join(
         [
             f"**{safe(table.title)}**",
@@ -309,7 +322,10 @@ def tex_safe(text: str) -> str:
 def to_tex(table: Table) -> str:
     "A booktabs table."
     spans = " & ".join(rf"\multicolumn{{{len(labels)}}}{{c}}{{{tex_safe(group)}}}" for group, labels in table.groups)
-    line = lambda cells: " & ".join(map(tex_safe, cells)) + r" \\"
+
+    def line(cells):
+        return " & ".join(map(tex_safe, cells)) + r" \\"
+
     body = [
         rf" & {spans} \\",
         line(["Method", *(label for _, label in table.columns)]),
@@ -335,7 +351,10 @@ h1 { font-size: 1.2rem; }
 
 
 def to_html(table: Table, picture: bytes | None = None) -> str:
-    "A page with the table (great-tables), readable on light and dark ground; all text is escaped, a PNG can stand below."
+    """A page with the table (great-tables), readable on light and dark ground.
+
+    All text is escaped, a PNG can stand below.
+    """
     from great_tables import GT
 
     keys = ["method", *(f"c{i}" for i in range(len(table.columns)))]
@@ -352,7 +371,10 @@ def to_html(table: Table, picture: bytes | None = None) -> str:
         if picture
         else ""
     )
-    return f'<!doctype html>\n<meta charset="utf-8">\n<title>{title}</title>\n{STYLE}<h1>{title}</h1>\n{gt.as_raw_html()}\n<p>{html.escape(plain(table.caption))}</p>\n{image}'
+    return (
+        f'<!doctype html>\n<meta charset="utf-8">\n<title>{title}</title>\n{STYLE}<h1>{title}</h1>\n'
+        f"{gt.as_raw_html()}\n<p>{html.escape(plain(table.caption))}</p>\n{image}"
+    )
 
 # %% ../../nbs/papers/42_tables.ipynb #d439711d
 def to_png(table: Table) -> bytes:
@@ -381,7 +403,10 @@ def to_png(table: Table) -> bytes:
 
 
 def figure_png(figure, note: str = "") -> bytes:
-    "A figure, with its caption below if it has one, as PNG bytes; without a date, so that the same numbers give the same file."
+    """A figure, with its caption below if it has one, as PNG bytes.
+
+    Without a date, so that the same numbers give the same file.
+    """
     width = int(12 * figure.get_figwidth())
     if note:
         figure.text(0.01, -0.01, textwrap.fill(note, width).replace("$", r"\$"), fontsize=7, va="top")
@@ -393,7 +418,10 @@ def figure_png(figure, note: str = "") -> bytes:
 def graph1_table(records: Sequence[Mapping]) -> Table:
     "What Graph 1 draws, as a table."
     full = build_table("table2", records)
-    drawn = lambda label: label.endswith("%") or label == "n"
+
+    def drawn(label):
+        return label.endswith("%") or label == "n"
+
     keep = [i for i, (_, label) in enumerate(full.columns, 1) if drawn(label)]
     groups = tuple((group, tuple(filter(drawn, labels))) for group, labels in full.groups)
     return Table(
@@ -534,7 +562,10 @@ def figures_folder(outputs: Path, folder: str) -> Path:
 
 
 def write_table(table: Table, outputs: Path, folder: str, chart: bytes | None = None) -> list[Path]:
-    "A table as csv, md, tex, html and png; with `chart`, that picture stands in the html and is the png. Returns the paths."
+    """A table as csv, md, tex, html and png; returns the paths.
+
+    With `chart`, that picture stands in the html and is the png.
+    """
     into = tables_folder(outputs, folder) / table.name
     forms = {
         into.with_suffix(".csv"): to_csv(table),
@@ -551,7 +582,8 @@ def write_table(table: Table, outputs: Path, folder: str, chart: bytes | None = 
 def write_tables(outputs: Path, folder: str = "quick", published: Path | None = None) -> list[Path]:
     """Table 2, Table 3, Graph 1, the comparison with `published`, all metrics and the manifest; returns the paths.
 
-    A table none of whose rows was run is left out. Raises DataError if there is no run, or if nothing can be written there.
+    A table none of whose rows was run is left out. Raises DataError if there is no run, or if nothing can be written
+    there.
     """
     records = read_runs(outputs, folder)
     tables, written = tables_folder(outputs, folder), []
@@ -653,31 +685,40 @@ def findings(records: Sequence[Mapping]) -> list[str]:
 
     lines: list[Callable[[], str]] = [
         lambda: (
-            f"**The mask does most of the safety work.** Stress, harmfulness: similarity ranking {text('similarity', 'harm')}, the same with the mask and no training "
-            f"{text('similarity_mask', 'harm')}, dual-objective PPO {text('dual_ppo', 'harm')} (literal) and {text('dual_ppo_bandit', 'harm')} (bandit)."
+            "**The mask does most of the safety work.** Stress, harmfulness: similarity ranking "
+            f"{text('similarity', 'harm')}, the same with the mask and no training {text('similarity_mask', 'harm')}, "
+            f"dual-objective PPO {text('dual_ppo', 'harm')} (literal) and {text('dual_ppo_bandit', 'harm')} (bandit)."
         ),
         lambda: (
-            f"**What training adds.** Stress, average reward: similarity + mask {text('similarity_mask', 'average_reward')}, dual-objective PPO with Table 1's γ {text('dual_ppo', 'average_reward')}, "
-            f"with γ = 0 {text('dual_ppo_bandit', 'average_reward')}, with the exact baseline {text('dual_ppo_exact', 'average_reward')}; the best possible is {text('oracle', 'average_reward')}."
+            "**What training adds.** Stress, average reward: similarity + mask "
+            f"{text('similarity_mask', 'average_reward')}, dual-objective PPO with Table 1's γ "
+            f"{text('dual_ppo', 'average_reward')}, with γ = 0 {text('dual_ppo_bandit', 'average_reward')}, with the "
+            f"exact baseline {text('dual_ppo_exact', 'average_reward')}; the best possible is "
+            f"{text('oracle', 'average_reward')}."
         ),
         lambda: (
             f"**One offset vector**, the same 384 numbers for every state, reaches {text('offset', 'average_reward')}."
         ),
         lambda: (
-            f"**Nothing sampled**: the same network, trained by the exact gradient with the same limit of epochs and patience, reaches {text('exact_gradient', 'average_reward')}."
+            "**Nothing sampled**: the same network, trained by the exact gradient with the same limit of epochs and "
+            f"patience, reaches {text('exact_gradient', 'average_reward')}."
         ),
         lambda: (
-            f"**Learned against fixed weights** (bandit): {text('dual_ppo_bandit', 'average_reward')} against {text('fixed_weights_bandit', 'average_reward')} average reward, "
-            f"harmfulness {text('dual_ppo_bandit', 'harm')} against {text('fixed_weights_bandit', 'harm')}."
+            f"**Learned against fixed weights** (bandit): {text('dual_ppo_bandit', 'average_reward')} against "
+            f"{text('fixed_weights_bandit', 'average_reward')} average reward, harmfulness "
+            f"{text('dual_ppo_bandit', 'harm')} against {text('fixed_weights_bandit', 'harm')}."
         ),
         lambda: (
-            f"**Rewarding helpfulness alone**: harmfulness {text('so_ppo_bandit', 'harm')} against {text('similarity', 'harm')} before training and {text('sft', 'harm')} for SFT."
+            f"**Rewarding helpfulness alone**: harmfulness {text('so_ppo_bandit', 'harm')} against "
+            f"{text('similarity', 'harm')} before training and {text('sft', 'harm')} for SFT."
         ),
         lambda: (
-            f"**Padding** with its mask against no padding at all: {text('dual_ppo', 'average_reward')} against {text('wo_padding_ragged', 'average_reward')} average reward."
+            f"**Padding** with its mask against no padding at all: {text('dual_ppo', 'average_reward')} against "
+            f"{text('wo_padding_ragged', 'average_reward')} average reward."
         ),
         lambda: (
-            f"**In the clean setting** there is little to win: harmfulness is {text('similarity', 'harm', 'clean')} before any training and {text('dual_ppo_bandit', 'harm', 'clean')} after it."
+            f"**In the clean setting** there is little to win: harmfulness is {text('similarity', 'harm', 'clean')} "
+            f"before any training and {text('dual_ppo_bandit', 'harm', 'clean')} after it."
         ),
     ]
     out = []
@@ -746,7 +787,7 @@ def curves(record: Mapping) -> pd.DataFrame:
 
 
 def mask_effect(record: Mapping) -> pd.DataFrame:
-    "Metrics of the policy with its own mask, with the mask lifted, and after the last epoch: mean ± interval over seeds."
+    "Metrics of the policy with its own mask, with it lifted, and after the last epoch: mean ± interval over seeds."
     names = {"as trained": "test", "mask lifted": "mask_off", "last epoch": "last"}
     shown = {"good": True, "harm": True, "average_reward": False, "help": False, "p_harm": False, "recall_at_1": True}
     return pd.DataFrame(
@@ -762,14 +803,17 @@ def mask_effect(record: Mapping) -> pd.DataFrame:
 def examples(record: Mapping, card: Mapping, texts: str | Path | None = None) -> pd.DataFrame:
     """The replies the policy of the first seed finds most likely in some test states.
 
-    With `texts`, the folder the features were built from, queries and replies are shown as text: inert, and without a tag even
-    where a page does not escape. Raises DataError if the files there are others than the card names.
+    With `texts`, the folder the features were built from, queries and replies are shown as text: inert, and without a
+    tag even where a page does not escape. Raises DataError if the files there are others than the card names.
     """
     frame = pd.DataFrame(record["results"][0]["choices"]["examples"])
     if not texts:
         return frame
     said = _exchanges(Path(texts), card)
-    shown = lambda text: html.escape(inert(text), quote=False)
+
+    def shown(text):
+        return html.escape(inert(text), quote=False)
+
     frame.insert(0, "query", [shown(said[i].query) for i in frame.row])
     frame.insert(1, "most likely reply", [shown(_reply_text(r, said, card)) for r in frame.itertuples()])
     return frame
@@ -788,7 +832,8 @@ def _exchanges(folder: Path, card: Mapping) -> list:
     for path in sorted(dialogues.glob("*.json")) if dialogues.is_dir() else [dialogues]:
         if hashes.get(path.name) != sha256_of(path):
             raise DataError(
-                f"{path}: is not the file the features were built from; leave `texts` empty or name the folder they came from."
+                f"{path}: is not the file the features were built from; leave `texts` empty or name the folder they "
+                "came from."
             )
     return clean(load_dialogues(dialogues)[0])[0]
 

@@ -18,13 +18,19 @@ def alpha_share(curves: Sequence[Mapping]) -> np.ndarray:
 
 
 def literal_share(curves: Sequence[Mapping], eta: float = 0.01) -> np.ndarray:
-    "The same in closed form for the literal rule `[epochs]`, from the dev means of all epochs but the first; it starts at (½, ½)."
+    """The same in closed form for the literal rule `[epochs]`; it starts at (½, ½).
+
+    From the dev means of all epochs but the first.
+    """
     help_, safe = (np.cumsum([0.0] + [row[f"dev_{part}"] for row in curves[1:]]) for part in ("help", "safe"))
     return (0.5 + eta * help_) / (1 + eta * (help_ + safe))
 
 
 def trajectories_figure(records: Mapping[str, Mapping]):
-    "The share of α by epoch, one panel per learned rule and one line per seed; dotted: the closed form of the literal rule."
+    """The share of α by epoch, one panel per learned rule and one line per seed.
+
+    Dotted: the closed form of the literal rule.
+    """
     from matplotlib.figure import Figure
 
     learned = {label: record for label, record in records.items() if not label.startswith("fixed")}

@@ -123,14 +123,20 @@ def together(parts: Iterable[Markup]) -> Markup:
 # %% ../../nbs/show/3b_report.ipynb #4ad21587
 def table_html(table: Table, title: bool = True) -> Markup:
     "A table of the paper with its caption, which repeats the title unless a heading has it."
-    mark = lambda group, i: ["num", *["first"] * (i == 0), *["printed"] * (group in ("paper", "printed"))]
+
+    def mark(group, i):
+        return ["num", *["first"] * (i == 0), *["printed"] * (group in ("paper", "printed"))]
+
     marks = [" ".join(mark(group, i)) for group, labels in table.groups for i in range(len(labels))]
     return fill("parts.table", table, marks, title)
 
 # %% ../../nbs/show/3b_report.ipynb #960df97e
 def frame_html(frame: pd.DataFrame, title: str, note: str = "") -> Markup:
     "A data frame with a title and a note; columns of numbers are aligned as such."
-    number = lambda c: pd.api.types.is_numeric_dtype(c) and not pd.api.types.is_bool_dtype(c)
+
+    def number(c):
+        return pd.api.types.is_numeric_dtype(c) and not pd.api.types.is_bool_dtype(c)
+
     marks = ["txt", *("num" if number(frame[c]) else "txt" for c in frame.columns[1:])]
     rows = decimals(frame).itertuples(index=False, name=None)
     return fill("parts.frame", [*zip(frame.columns, marks)], rows, title, note)
@@ -138,7 +144,10 @@ def frame_html(frame: pd.DataFrame, title: str, note: str = "") -> Markup:
 
 def decimals(frame: pd.DataFrame) -> pd.DataFrame:
     "Columns of floats as text with three decimals each, unless that would hide the smallest."
-    fine = lambda c: pd.api.types.is_float_dtype(c) and (c[c != 0].abs().min() >= .001 or not c.any())
+
+    def fine(c):
+        return pd.api.types.is_float_dtype(c) and (c[c != 0].abs().min() >= .001 or not c.any())
+
     shown = {name: [signed(f"{x:.3f}") if x == x else None for x in c] for name, c in frame.items() if fine(c)}
     return frame.astype(object).assign(**shown)
 
@@ -201,7 +210,10 @@ def picture(data: bytes, source: Path, title: str, note: str) -> Markup:
 
 def pictures(folder: Path, records: Sequence[Mapping]) -> Markup:
     "Every picture of a folder that is not the picture of a table; Graph 1 first."
-    order = lambda p: (p.stem != "graph1", p.stem)
+
+    def order(p):
+        return p.stem != "graph1", p.stem
+
     paths = sorted((p for p in folder.glob("*.png") if p.stem not in TITLES), key=order)
     return together(picture(p.read_bytes(), p, *_caption(p, records)) for p in paths)
 
@@ -288,8 +300,11 @@ def log_html(log: pd.DataFrame) -> Markup:
     "One closed entry per row, named by its first two cells, under the heading of its topic where there are topics."
     log = log.assign(anchor=anchors("entry", log.iloc[:, 0])).astype(object)
     topics = log.groupby("topic", sort=False) if "topic" in log else [(None, log)]
-    entries = lambda rows: [{"anchor": row.pop("anchor"), "names": [*row.values()][:2], "facts": [*row.items()][2:]}
-                            for row in rows.drop(columns="topic", errors="ignore").to_dict("records")]
+
+    def entries(rows):
+        return [{"anchor": row.pop("anchor"), "names": [*row.values()][:2], "facts": [*row.items()][2:]}
+                for row in rows.drop(columns="topic", errors="ignore").to_dict("records")]
+
     return fill("sections.log", [(topic, entries(rows)) for topic, rows in topics])
 
 # %% ../../nbs/show/3b_report.ipynb #76407d1e
@@ -363,7 +378,10 @@ def machine(records: Sequence[Mapping]) -> list[tuple[str, str]]:
     days = sorted(str(m["started"])[:10] for m in notes if m.get("started"))
     seconds = sum(sum(m.get("wall_clock_s") or []) for m in notes)
     versions = sorted({f"{name} {number}" for m in notes for name, number in m.get("versions", {}).items()})
-    each = lambda key: ", ".join(sorted({str(m[key]) for m in notes if m.get(key)}))
+
+    def each(key):
+        return ", ".join(sorted({str(m[key]) for m in notes if m.get(key)}))
+
     memory = max((m.get("peak_memory_mb") or 0 for m in notes), default=0)
     return [("measured", " to ".join(dict.fromkeys([days[0], days[-1]])) if days else ""),
             ("device", each("device")), ("versions", ", ".join(versions)),

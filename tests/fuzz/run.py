@@ -1,7 +1,7 @@
 """Fuzz one reader for a while: `python tests/fuzz/run.py --reader archive --seconds 600`.
 
-Coverage-guided where atheris is installed (`pip install atheris`: Linux, Python 3.11 and 3.12), else plain mutation of the
-seeds. A finding ends the campaign with its traceback and leaves the input beside `--findings` as `crash-*`.
+Coverage-guided where atheris is installed (`pip install atheris`: Linux, Python 3.11 and 3.12), else plain mutation of
+the seeds. A finding ends the campaign with its traceback and leaves the input beside `--findings` as `crash-*`.
 """
 
 import argparse

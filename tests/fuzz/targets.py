@@ -1,4 +1,7 @@
-"""One function per reader: `target(data)` takes any bytes and returns; it raises on anything but a clean refusal (DataError)."""
+"""One function per reader: `target(data)` takes any bytes and returns.
+
+It raises on anything but a clean refusal (DataError).
+"""
 
 import contextlib
 import gzip
@@ -64,9 +67,10 @@ def small_features() -> bytes:
     from dualppo.text.encoders import hashed_tokens
 
     rows = [Exchange("d:0", turn, "what is tea", "a drink", "tea is a drink") for turn in range(2)]
-    encode = lambda texts: torch.nn.functional.normalize(
-        torch.arange(1.0, 1 + 4 * len(texts)).reshape(-1, 4).sin(), dim=1
-    )
+
+    def encode(texts):
+        return torch.nn.functional.normalize(torch.arange(1.0, 1 + 4 * len(texts)).reshape(-1, 4).sin(), dim=1)
+
     tensors = features.build_features(rows, [0, 0], [], None, encode, {"tcc": rude}, hashed_tokens)
     with tempfile.TemporaryDirectory() as folder:
         features.write_features(Path(folder) / "x.safetensors", tensors, {"encoder": {"name": "toy", "sha256": "0"}})
@@ -263,11 +267,19 @@ def command_line(content: bytes) -> None:
 
 def seeds() -> dict[str, list[bytes]]:
     "The corpus of each target, made by our own code."
-    text = lambda *values: [json.dumps(v).encode() for v in values]
-    header = lambda size, meta=b"{}": struct.pack("<Q", size) + meta
+
+    def text(*values):
+        return [json.dumps(v).encode() for v in values]
+
+    def header(size, meta=b"{}"):
+        return struct.pack("<Q", size) + meta
+
     good = small_features()
     bombs = [header(2**63), header(2**64 - 1), header(2, b"{}"), header(8, b'{"a":{}}'), good, good[:200]]
-    overlap = b'{"query.q":{"dtype":"I8","shape":[2,4],"data_offsets":[0,8]},"kind":{"dtype":"U8","shape":[8],"data_offsets":[0,8]}}'
+    overlap = (
+        b'{"query.q":{"dtype":"I8","shape":[2,4],"data_offsets":[0,8]},'
+        b'"kind":{"dtype":"U8","shape":[8],"data_offsets":[0,8]}}'
+    )
     huge = b'{"query.q":{"dtype":"I8","shape":[4611686018427387904,4],"data_offsets":[0,8]}}'
     return {
         "dialogues": text(PAIRS, OFFICIAL, {"x": {"messages": [[{"text": "hi"}], [{"text": "ho"}]]}})
