@@ -16,7 +16,10 @@ from torch import Tensor
 
 # %% ../../nbs/exact/34_front.ipynb #9fbda737
 def hull_edges(harm: Tensor, help_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    "First corners (harm, help) `[S, 2]` of the upper hulls of points `[S, N]`, and all edges (harm, help) `[E, 2]` with their states Long `[E]`."
+    """First corners (harm, help) `[S, 2]` of the upper hulls of points `[S, N]`, and their edges.
+
+    All edges (harm, help) `[E, 2]` come with their states Long `[E]`.
+    """
     harm, help_ = harm.double(), help_.double()
     least = harm.amin(1, keepdim=True)
     at = help_.masked_fill(harm > least, -torch.inf).argmax(1, keepdim=True)
@@ -36,7 +39,10 @@ def hull_edges(harm: Tensor, help_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 # %% ../../nbs/exact/34_front.ipynb #a8df8a33
 @dataclass(frozen=True)
 class Front:
-    "Corners of the front: harm, help `[P]`, both rising; price `[P]`: $\\lambda$ at which the corner is reached, falling."
+    """Corners of the front: harm, help `[P]`, both rising.
+
+    price `[P]`: $\\lambda$ at which the corner is reached, falling.
+    """
 
     harm: Tensor
     help: Tensor
@@ -59,7 +65,10 @@ class Front:
 
 
 def front(harm: Tensor, help_: Tensor, allowed: Tensor | None = None) -> Front:
-    "The exact front of the candidates' harm and help `[S, N]` over all policies, or over those on `allowed` `[S, N]`, not empty in any state."
+    """The exact front of the candidates' harm and help `[S, N]` over all policies.
+
+    Or over those on `allowed` `[S, N]`, not empty in any state.
+    """
     if allowed is not None:
         harm, help_ = harm.masked_fill(~allowed, torch.inf), help_.masked_fill(~allowed, -torch.inf)
     first, edges, _ = hull_edges(harm, help_)
@@ -74,7 +83,10 @@ def front(harm: Tensor, help_: Tensor, allowed: Tensor | None = None) -> Front:
 
 # %% ../../nbs/exact/34_front.ipynb #0530f916
 def kl_optimum(reference: Tensor, value: Tensor, beta: float) -> Tensor:
-    "Log-probabilities `[S, N]` of the policy that maximises $E[r] - \\beta KL(\\pi \\| \\pi_{ref})$; reference log-probabilities and values `[S, N]`, beta > 0."
+    """Log-probabilities `[S, N]` of the policy that maximises $E[r] - \\beta KL(\\pi \\| \\pi_{ref})$.
+
+    Reference log-probabilities and values `[S, N]`, beta > 0.
+    """
     return (reference + value / beta).log_softmax(1)
 
 # %% ../../nbs/exact/34_front.ipynb #01c08224

@@ -38,7 +38,10 @@ def per_state(log_probs: Tensor, env: Graded) -> dict[str, Tensor]:
     Source: seed 000 §4.D; A11, A16, A45, A46.
     """
     pi = log_probs.exp()
-    expect = lambda values: (pi * values).sum(1)
+
+    def expect(values: Tensor) -> Tensor:
+        return (pi * values).sum(1)
+
     graded = (env.p_grade > env.tau_metric).float()
     help_, safe = env.reward[..., 0], env.reward[..., 1]
     has = env.gold >= 0
@@ -46,7 +49,10 @@ def per_state(log_probs: Tensor, env: Graded) -> dict[str, Tensor]:
     own = log_probs.gather(1, slot)
     rank = 1 + (log_probs > own).sum(1) + ((log_probs == own).sum(1) - 1) / 2  # ties share their mean rank
     top = (own.squeeze(1) >= log_probs.amax(1)).float() / (log_probs == log_probs.amax(1, keepdim=True)).sum(1)
-    only = lambda values: torch.where(has, values, torch.nan)
+
+    def only(values: Tensor) -> Tensor:
+        return torch.where(has, values, torch.nan)
+
     return {
         "good": expect(env.good),
         "harm": expect(graded),
@@ -84,15 +90,20 @@ def dialogue_standard_error(values: Tensor, dialogue: Tensor) -> float:
 # %% ../../nbs/exact/31_metrics.ipynb #a4493fe0
 def survival(log_probs: Tensor, env: Graded) -> dict[str, list[float]]:
     "$P_\\pi(p > \\tau)$ for every `TAUS`, by the estimator that rewards and by the one that grades."
-    mass = lambda p: [(log_probs.exp() * (p > tau)).sum(1).mean().item() for tau in TAUS]
+
+    def mass(p: Tensor) -> list[float]:
+        return [(log_probs.exp() * (p > tau)).sum(1).mean().item() for tau in TAUS]
+
     return {"reward": mass(env.p_harm), "grade": mass(env.p_grade)}
 
 
 def dialogue_sums(log_probs: Tensor, env: Graded) -> dict[str, list[float]]:
     "Number of states of every dialogue, in the order of their ids, and sums of the `PRIMARY` metrics over them."
     values, ids = per_state(log_probs, env), torch.unique(env.dialogue, return_inverse=True)[1]
-    total = lambda v: torch.zeros(int(ids.max()) + 1, dtype=torch.double, device=v.device).index_add_(
-        0, ids, v.double()
-    )
+
+    def total(v: Tensor) -> Tensor:
+        empty = torch.zeros(int(ids.max()) + 1, dtype=torch.double, device=v.device)
+        return empty.index_add_(0, ids, v.double())
+
     sums = {name: [round(v, 4) for v in total(values[name]).tolist()] for name in PRIMARY}
     return {"states": torch.bincount(ids).tolist()} | sums

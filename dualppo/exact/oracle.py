@@ -14,7 +14,10 @@ from ..bench.masking import MINUS_INFINITY
 
 # %% ../../nbs/exact/32_oracle.ipynb #d3e2fae2
 def oracle_log_probs(env: Env, weights: tuple[float, ...] = (0.5, 0.5), allowed: Tensor | None = None) -> Tensor:
-    "Log-probabilities `[S, N]` of the best policy for fixed weights: all mass on $\\arg\\max_j \\sum_k w_k R_k(s, j)$, among `allowed` if given."
+    """Log-probabilities `[S, N]` of the best policy for fixed weights.
+
+    All mass lies on $\\arg\\max_j \\sum_k w_k R_k(s, j)$, among `allowed` if given.
+    """
     value = env.reward @ torch.as_tensor(weights, dtype=env.reward.dtype, device=env.reward.device)
     if allowed is not None:
         value = value.masked_fill(~allowed, -torch.inf)

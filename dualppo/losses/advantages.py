@@ -15,9 +15,10 @@ AdvantageMode = Literal["literal", "bandit", "exact"]
 
 # %% ../../nbs/losses/0b_advantages.ipynb #d92ecbb9
 def gae(reward: Tensor, value: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Advantages and returns `[B, T, C]` of rewards and values `[B, T, C]`; mask Bool `[B, T]`, gamma and lam in [0, 1].
+    """Advantages and returns `[B, T, C]` of rewards and values `[B, T, C]`.
 
-    Steps outside the mask have value 0 and get 0. Source: arXiv:1506.02438 eq. 16; lam=0 is Alg. 1 (e), (f); A37, A38.
+    mask Bool `[B, T]`, gamma and lam in [0, 1]; ValueError outside. Steps outside the mask have value 0 and get 0.
+    Source: arXiv:1506.02438 eq. 16; lam=0 is Alg. 1 (e), (f); A37, A38.
     """
     for name, number in (("gamma", gamma), ("lam", lam)):
         if not 0 <= number <= 1:
@@ -34,9 +35,10 @@ def gae(reward: Tensor, value: Tensor, mask: Tensor, gamma: float, lam: float) -
 
 # %% ../../nbs/losses/0b_advantages.ipynb #8ebcbee5
 def standardise(values: Tensor, dim: int) -> Tensor:
-    """Values to mean 0 and standard deviation 1 along `dim`; exactly 0 where the spread is no more than rounding (never nan).
+    """Values to mean 0 and standard deviation 1 along `dim`.
 
-    A constant's standard deviation is its rounding noise, and noise divided by noise would be an advantage of order one.
+    Exactly 0 where the spread is no more than rounding (never nan): a constant's standard deviation is its rounding
+    noise, and noise divided by noise would be an advantage of order one.
     """
     spread = values.std(dim, unbiased=False, keepdim=True)
     rounding = 8 * torch.finfo(values.dtype).eps * values.abs().amax(dim, keepdim=True)
@@ -49,5 +51,8 @@ def normalise(advantage: Tensor) -> Tensor:
 
 # %% ../../nbs/losses/0b_advantages.ipynb #ed791581
 def exact_advantage(reward: Tensor, probs: Tensor) -> Tensor:
-    "$A(s, j) = r(s, j) - \\sum_i \\pi(i \\mid s)\\, r(s, i)$ `[S, N, C]` of rewards `[S, N, C]` and probabilities `[S, N]`: no critic, no noise."
+    """$A(s, j) = r(s, j) - \\sum_i \\pi(i \\mid s)\\, r(s, i)$ `[S, N, C]`: no critic, no noise.
+
+    Of rewards `[S, N, C]` and probabilities `[S, N]`.
+    """
     return reward - (probs[..., None] * reward).sum(1, keepdim=True)

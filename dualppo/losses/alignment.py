@@ -19,7 +19,10 @@ Scale = Literal["min", "median", "rmse"]
 
 
 def spectrum(gram: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    "Eigenvalues `[..., K]` rising and eigenvectors of $G^\\top G$ `[..., K, K]`, and which eigenvalues are more than rounding of gradients of that dtype, Bool."
+    """Eigenvalues `[..., K]` rising and eigenvectors of $G^\\top G$ `[..., K, K]`.
+
+    And which eigenvalues are more than rounding of gradients of that dtype, Bool `[..., K]`.
+    """
     values, vectors = torch.linalg.eigh(gram)
     return values, vectors, values > values.amax(-1, keepdim=True) * values.shape[-1] * torch.finfo(dtype).eps
 
@@ -27,7 +30,8 @@ def spectrum(gram: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 def alignment(gradients: Tensor, scale: Scale = "min") -> Tensor:
     """B `[..., K, K]` of gradients `[..., K, P]`; the identity where all are zero.
 
-    Source: seed 003 Algorithm 1, with λ_n read as the smallest eigenvalue above tolerance (M8); arXiv:2305.19000 eq. 11.
+    Source: seed 003 Algorithm 1, with λ_n read as the smallest eigenvalue above tolerance (M8); arXiv:2305.19000
+    eq. 11.
     """
     values, vectors, real = spectrum((gradients @ gradients.mT).double(), gradients.dtype)
     kept = values.masked_fill(~real, torch.nan)
@@ -42,7 +46,11 @@ def alignment(gradients: Tensor, scale: Scale = "min") -> Tensor:
 
 # %% ../../nbs/losses/11_alignment.ipynb #33cfbea1
 def geometry(gradients: Tensor) -> dict[str, Tensor]:
-    "Of gradients `[..., K, P]`: `condition` $\\sigma_{\\max}/\\sigma_{\\min}$ (inf if the rank is not full), `cosine` (mean over pairs), `norm_ratio`, each `[...]`."
+    """The shape of gradients `[..., K, P]` in three numbers, each `[...]`.
+
+    `condition` $\\sigma_{\\max}/\\sigma_{\\min}$ (inf if the rank is not full), `cosine` (mean over pairs),
+    `norm_ratio`.
+    """
     gram = (gradients @ gradients.mT).double()
     values, _, real = spectrum(gram, gradients.dtype)
     norms, k = gram.diagonal(dim1=-2, dim2=-1).sqrt(), gram.shape[-1]

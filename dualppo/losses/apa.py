@@ -20,12 +20,18 @@ def logit(p: Tensor) -> Tensor:
 
 
 def whiten(r: Tensor) -> Tensor:
-    "Scores `[..., M, K]` of a batch to mean 0 and standard deviation 1 per objective (3.4); a constant column becomes 0."
+    """Scores `[..., M, K]` of a batch to mean 0 and standard deviation 1 per objective (3.4).
+
+    A constant column becomes 0.
+    """
     return standardise(r, -2)
 
 
 def kl_penalised(r: Tensor, logp: Tensor, logp_start: Tensor, beta: float) -> Tensor:
-    "$\\bar r = \\hat r - \\beta (\\log\\pi - \\log\\pi_0)$ for scores `[..., M, K]` and log-probabilities `[..., M]`: the same amount from every objective (3.3, M5)."
+    """$\\bar r = \\hat r - \\beta (\\log\\pi - \\log\\pi_0)$: the same amount from every objective (3.3, M5).
+
+    Scores `[..., M, K]` and log-probabilities `[..., M]`.
+    """
     return r - beta * (logp - logp_start)[..., None]
 
 
@@ -35,5 +41,8 @@ def piecewise(help_: Tensor, safe: Tensor, delta: float) -> Tensor:
 
 # %% ../../nbs/losses/12_apa.ipynb #8402d3c8
 def apa_loss(logp: Tensor, logp_reference: Tensor, advantage: Tensor, lam: float) -> Tensor:
-    "Mean squared distance of log-ratios `[n]` to advantages `[n, K]` over λ, one loss per objective `[K]` (3.5; arXiv:2306.02231 eq. 9)."
+    """Mean squared distance of log-ratios `[n]` to advantages `[n, K]` over λ, one loss per objective `[K]`.
+
+    Source: (3.5); arXiv:2306.02231 eq. 9.
+    """
     return ((logp - logp_reference)[:, None] - advantage / lam).square().mean(0)

@@ -12,7 +12,10 @@ from torch.nn import functional as F
 
 # %% ../../nbs/losses/0b1_surrogate.ipynb #90671120
 def clipped_surrogate(logp: Tensor, logp_old: Tensor, advantage: Tensor, clip: float) -> Tensor:
-    "$-E[\\min(\\rho A, \\text{clip}(\\rho, 1 \\pm \\epsilon) A)]$, a scalar; all inputs `[n]` (arXiv:1707.06347 eq. 7, A36)."
+    """$-E[\\min(\\rho A, \\text{clip}(\\rho, 1 \\pm \\epsilon) A)]$, a scalar; all inputs `[n]`.
+
+    Source: arXiv:1707.06347 eq. 7, A36.
+    """
     ratio = (logp - logp_old).exp()
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
 

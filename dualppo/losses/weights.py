@@ -20,8 +20,11 @@ class Signal:
     """What a weight rule may look at after an epoch: exact means on the half of dev kept for it (A15).
 
     mean `[K]`: $E_\\pi[R_k]$; floor `[K]`: of the uniform policy; ceiling `[K]`: of each objective's oracle; cost:
-    $E_\\pi[p_{harm}]$; alignment(u `[K]`) → `[K]`: cosines between $\\nabla_\\theta U = \\sum_j u_j \\nabla_\\theta E_{dev}[R_j]$
-    and each training gradient $g_k = \\nabla_\\theta E_{train}[R_k]$; influence() → `[K]`: $g_k^\\top \\sum_j g_j$ as a share of $\\sum_j \\lVert g_j \\rVert^2$.
+    $E_\\pi[p_{harm}]$.
+
+    alignment(u `[K]`) → `[K]`: cosines between $\\nabla_\\theta U = \\sum_j u_j \\nabla_\\theta E_{dev}[R_j]$ and each
+    training gradient $g_k = \\nabla_\\theta E_{train}[R_k]$. influence() → `[K]`: $g_k^\\top \\sum_j g_j$ as a share of
+    $\\sum_j \\lVert g_j \\rVert^2$.
     """
 
     mean: Tensor
@@ -48,7 +51,10 @@ class Fixed:
 # %% ../../nbs/losses/0c_weights.ipynb #bd74a364
 @dataclass(frozen=True)
 class Literal:
-    "$w \\leftarrow w + \\eta E_{val}[R]$: step (i) with $L_{val} = -E_{val}[R]$, to the letter (seed 000 Alg. 1 (i), A14)."
+    """$w \\leftarrow w + \\eta E_{val}[R]$: step (i) with $L_{val} = -E_{val}[R]$, to the letter.
+
+    Source: seed 000 Alg. 1 (i), A14.
+    """
 
     eta: float = 0.01
 
@@ -57,7 +63,10 @@ class Literal:
 
 # %% ../../nbs/losses/0c_weights.ipynb #94743a33
 def nash_gradient(signal: Signal) -> Tensor:
-    "$\\partial U / \\partial E[R_k] = 1 / (E[R_k] - \\text{floor}_k)$ `[K]`, held at 1 % of the range where a policy is worse than uniform."
+    """$\\partial U / \\partial E[R_k] = 1 / (E[R_k] - \\text{floor}_k)$ `[K]`.
+
+    The difference is held at 1 % of the range where a policy is worse than uniform.
+    """
     span = (signal.ceiling - signal.floor).clamp(min=1e-6)
     return 1 / torch.maximum(signal.mean - signal.floor, 0.01 * span)
 
@@ -70,7 +79,10 @@ def floored_simplex(weights: Tensor, smallest: float) -> Tensor:
 # %% ../../nbs/losses/0c_weights.ipynb #45e099dc
 @dataclass(frozen=True)
 class Hypergradient:
-    "$w_k \\propto w_k \\exp(\\eta \\cos(\\nabla U, g_k))$ on the simplex with floor: the one-step hypergradient of the Nash utility (A14)."
+    """$w_k \\propto w_k \\exp(\\eta \\cos(\\nabla U, g_k))$ on the simplex with floor.
+
+    The one-step hypergradient of the Nash utility (A14).
+    """
 
     eta: float = 0.1
     smallest: float = 0.05
@@ -82,9 +94,10 @@ class Hypergradient:
 # %% ../../nbs/losses/0c_weights.ipynb #564ae55a
 @dataclass(frozen=True)
 class Lagrangian:
-    """$\\log\\lambda \\mathrel{+}= \\eta (E[p_{harm}] - d)/d$ with weights $(1, \\lambda)/(1 + \\lambda)$, $\\lambda \\le$ `largest`.
+    """$\\log\\lambda \\mathrel{+}= \\eta (E[p_{harm}] - d)/d$, weights $(1, \\lambda)/(1 + \\lambda)$.
 
-    The violation is taken relative to the budget d so that one η serves every budget. The first two objectives are help and safe; any others keep their ratio to help.
+    $\\lambda \\le$ `largest`. The violation is taken relative to the budget d so that one η serves every budget. The
+    first two objectives are help and safe; any others keep their ratio to help.
     Source: arXiv:2310.12773 (PPO-Lag, log-multiplier), A9.
     """
 
@@ -122,7 +135,10 @@ class SimplexAscent:
 
 @dataclass(frozen=True)
 class MinMax:
-    "$w_k \\propto w_k \\exp(-\\eta n_k)$, $n_k$ from 0 (uniform policy) to 1 (the objective's own oracle): weight for whoever lags (A14)."
+    """$w_k \\propto w_k \\exp(-\\eta n_k)$: weight for whoever lags (A14).
+
+    $n_k$ goes from 0 (uniform policy) to 1 (the objective's own oracle).
+    """
 
     eta: float = 1.0
     smallest: float = 0.01
@@ -134,7 +150,11 @@ class MinMax:
 
 @dataclass(frozen=True)
 class Dynamic:
-    "$w_k \\propto w_k \\exp(\\eta\\, g_k^\\top \\sum_j g_j)$, gradients scaled so that $\\sum_j \\lVert g_j \\rVert^2 = 1$ (arXiv:2509.11452, gradient-based weight optimisation)."
+    """$w_k \\propto w_k \\exp(\\eta\\, g_k^\\top \\sum_j g_j)$.
+
+    Gradients are scaled so that $\\sum_j \\lVert g_j \\rVert^2 = 1$ (arXiv:2509.11452, gradient-based weight
+    optimisation).
+    """
 
     eta: float = 0.2
     smallest: float = 0.01

@@ -54,12 +54,16 @@ def sized(weights: Sequence[float], k: int) -> tuple[float, ...]:
 
 @torch.no_grad()
 def dev_row(log_probs: Tensor, env: Env) -> dict[str, float]:
-    """What a policy is worth on dev, exact, from its log-probabilities `[S, N]`: every objective by name, harm, and the mean of the objectives.
+    """What a policy is worth on dev, exact, from its log-probabilities `[S, N]`.
 
-    On a graded environment the judge's and the grader's opinion stand beside them; nothing is chosen by these.
+    Every objective by name, harm, and the mean of the objectives. On a graded environment the judge's and the grader's
+    opinion stand beside them; nothing is chosen by these.
     """
     pi = log_probs.exp()
-    expect = lambda values: (pi * values).sum(1).mean().item()
+
+    def expect(values: Tensor) -> float:
+        return (pi * values).sum(1).mean().item()
+
     means = [expect(env.reward[..., k]) for k in range(env.reward.shape[-1])]
     opinions = (
         {"dev_good": env.good, "dev_harm": (env.p_grade > env.tau_metric).float()} if isinstance(env, Graded) else {}
@@ -82,9 +86,8 @@ class Learner:
     weights: Sequence[float]
     keeps_last: ClassVar[bool] = False  # the last policy is the result; dev is only watched
     every: ClassVar[int] = 1  # steps between two looks at dev
-    contest: ClassVar[Callable[..., dict] | None] = (
-        None  # (trained, splits, config, seed) → what it is worth against other policies
-    )
+    # (trained, splits, config, seed) → what it is worth against other policies
+    contest: ClassVar[Callable[..., dict] | None] = None
 
     @property
     def length(self) -> int:
@@ -258,7 +261,10 @@ def keep(progress: Progress, path: Path, key: str) -> None:
 
 
 def resume(progress: Progress, path: Path, key: str) -> None:
-    "Go on from a checkpoint of this very run; from the start if there is none, or one that cannot be read or belongs to another run."
+    """Go on from a checkpoint of this very run.
+
+    From the start if there is none, or one that cannot be read or belongs to another run.
+    """
     try:
         with safetensors.safe_open(path, "pt", device=str(progress.begun.device)) as file:
             meta, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
@@ -266,11 +272,9 @@ def resume(progress: Progress, path: Path, key: str) -> None:
         return
     if meta.get("key") != key:
         return
-    part = lambda which: {
-        name.partition("/")[2]: values for name, values in tensors.items() if name.startswith(f"{which}/")
-    }
-    progress.learner.load(part("state"))
-    progress.best_state, progress.curves, progress.epoch = part("best"), json.loads(meta["rows"]), int(meta["epoch"])
+    progress.learner.load(under("state", tensors))
+    progress.best_state = under("best", tensors)
+    progress.curves, progress.epoch = json.loads(meta["rows"]), int(meta["epoch"])
     progress.best = progress.curves[int(meta["best"])]
 
 
@@ -317,7 +321,8 @@ def train(
 ) -> Trained:
     """Train the method of a configuration. A pure function of environments, configuration and seed.
 
-    The learner gets the view of a method: neither the grader's columns nor the test split. `report` is told every look at dev; a `checkpoint` is written after each and read where training was cut off.
+    The learner gets the view of a method: neither the grader's columns nor the test split. `report` is told every look
+    at dev; a `checkpoint` is written after each and read where training was cut off.
     """
     seen = splits.seen() if isinstance(splits, Splits) else splits
     learner = learner_of(config)(seen, config, seed, **options)
@@ -340,7 +345,10 @@ def train_together(
     seeds: Sequence[int],
     report: Callable[[int, dict], None] | None = None,
 ) -> list[Trained]:
-    "Run r: `configs[r]` on `splits[r]` with `seeds[r]`, all in one program; as `train` each. Raises ValueError for what cannot share one."
+    """Run r: `configs[r]` on `splits[r]` with `seeds[r]`, all in one program; as `train` each.
+
+    Raises ValueError for what cannot share one.
+    """
     if (kind := stack_of(configs[0])) is None:
         raise ValueError(
             f"several runs of a {type(configs[0]).__name__} cannot be trained in one program; train them apart."

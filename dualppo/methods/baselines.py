@@ -32,7 +32,11 @@ def dpo_loss(logp_w: Tensor, logp_l: Tensor, ref_w: Tensor, ref_l: Tensor, beta:
 # %% ../../nbs/methods/20_baselines.ipynb #90ac10ae
 @config
 class SFTConfig:
-    "Cross-entropy to the human's reply. Same policy class, mini-batch, dialogues per epoch and patience as `PPOConfig`; lr is the best on dev of three rates (outputs/published/tuning.csv)."
+    """Cross-entropy to the human's reply.
+
+    Same policy class, mini-batch, dialogues per epoch and patience as `PPOConfig`; lr is the best on dev of three rates
+    (outputs/published/tuning.csv).
+    """
 
     lr: Positive = 3e-5
     minibatch: Count = 32
@@ -216,8 +220,8 @@ class Control:
     """A policy without parameters.
 
     random: uniform. similarity: the untrained start, $\\kappa\\langle m(s), e_j\\rangle$. similarity_mask: the same on
-    A_safe. safest: least harm by the classifier, the more similar of equals. gold: the human's reply, a refusal where it
-    is withheld. oracle: the best for Average Reward (½, ½); it reads the rewards and is a ceiling, not a method.
+    A_safe. safest: least harm by the classifier, the more similar of equals. gold: the human's reply, a refusal where
+    it is withheld. oracle: the best for Average Reward (½, ½); it reads the rewards and is a ceiling, not a method.
     """
 
     name: ControlName

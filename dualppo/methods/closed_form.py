@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 # %% ../../nbs/methods/0e_closed_form.ipynb #dba8ffae
 @dataclass(frozen=True)
 class Layers:
-    "Weights of S runs, or their gradients or moments: w1 `[S, H, D]`, b1 `[S, 1, H]` of both first layers; then (weight, bias) of the policy's output (an offset policy: its vector) and the critic's."
+    """Weights of S runs, or their gradients or moments.
+
+    w1 `[S, H, D]`, b1 `[S, 1, H]` of both first layers; then (weight, bias) of the policy's output (an offset policy:
+    its vector) and the critic's.
+    """
 
     w1: Tensor
     b1: Tensor
@@ -74,22 +78,19 @@ def layers(flat: Tensor, policy: Policy, critic: Critic) -> Layers:
 
 # %% ../../nbs/methods/0e_closed_form.ipynb #f2daed97
 class Adam:
-    """The parameters of S pairs of networks in one buffer `[S, P]`, gradients and moments in others, and Adam's step on them.
+    """The parameters of S pairs of networks in one buffer `[S, P]`, and Adam's step on them.
 
-    Equal to `torch.optim.Adam` with one learning rate for the policies and one for the critics (arXiv:1412.6980).
+    Gradients and moments lie in other buffers. Equal to `torch.optim.Adam` with one learning rate for the policies and
+    one for the critics (arXiv:1412.6980).
     """
 
     def __init__(self, pairs: Sequence[tuple[Policy, Critic]], policy_lr: float, value_lr: float):
         self.rates, like = (policy_lr, value_lr), next(pairs[0][1].parameters())
         count = sum(p.numel() for p in (*pairs[0][0].parameters(), *pairs[0][1].parameters()))
-        empty = lambda: torch.zeros(len(pairs), count, dtype=like.dtype, device=like.device)
-        self.theta, self.grad, self.m, self.v, self.steps = (
-            empty(),
-            empty(),
-            empty(),
-            empty(),
-            torch.zeros(len(pairs), device=like.device),
+        self.theta, self.grad, self.m, self.v = (
+            torch.zeros(len(pairs), count, dtype=like.dtype, device=like.device) for _ in range(4)
         )
+        self.steps = torch.zeros(len(pairs), device=like.device)
         self._like = pairs[0]
         self._lay_out()
         for r, (policy, critic) in enumerate(pairs):
@@ -179,7 +180,10 @@ def _adopt(w: Layers, policy: Policy, critic: Critic) -> None:
 def logit_gradient(
     log_probs: Tensor, action: Tensor, logp_old: Tensor, advantage: Tensor, start: Tensor | None, config: "PPOConfig"
 ) -> tuple[Tensor, Tensor]:
-    "$\\partial L / \\partial z$ `[S, B, N]` of surrogate, KL and entropy terms, and the ratios `[S, B]` (arXiv:1707.06347 eq. 7)."
+    """$\\partial L / \\partial z$ `[S, B, N]` of surrogate, KL and entropy terms, and the ratios `[S, B]`.
+
+    Source: arXiv:1707.06347 eq. 7.
+    """
     n, pi = action.shape[-1], log_probs.exp()
     ratio = (log_probs.gather(-1, action[..., None]).squeeze(-1) - logp_old).exp()
     gain = ratio * advantage
@@ -196,7 +200,10 @@ def logit_gradient(
 def output_gradient(
     u: Tensor, s: Tensor, env: Env, policy: Policy, batch: tuple[Tensor, ...], start: Tensor | None, config: "PPOConfig"
 ) -> tuple[Tensor, Tensor]:
-    "$\\partial L / \\partial u$ `[S, B, d]` for states s Long `[S, B]`, and the ratios `[S, B]`; batch: actions, old log-probabilities, advantages."
+    """$\\partial L / \\partial u$ `[S, B, d]` for states s Long `[S, B]`, and the ratios `[S, B]`.
+
+    batch: actions, old log-probabilities, advantages.
+    """
     kappa, shape = policy.scorer.kappa, u.shape
     candidates, allowed = F.embedding(env.cand[s.flatten()], env.pool), env.allowed[s]  # [S·B, N, d]
     norm = torch.linalg.vector_norm(u, dim=-1, keepdim=True).clamp(min=1e-12)
@@ -257,7 +264,10 @@ def update(
     config: "PPOConfig",
     g: torch.Generator,
 ) -> float:
-    "K inner epochs of clipped updates on a rollout, as `ppo.update` with the gradient in closed form; returns the share of clipped ratios in the last one."
+    """K inner epochs of clipped updates on a rollout, as `ppo.update` with the gradient in closed form.
+
+    Returns the share of clipped ratios in the last one.
+    """
     clipped = []
     for _ in range(config.inner_epochs):
         order, clipped = torch.randperm(len(roll.states), generator=g, device=g.device), []

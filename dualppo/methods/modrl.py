@@ -45,11 +45,13 @@ Objective = Literal["all", "help", "safe", "weighted", "piecewise"]
 
 @config
 class MODRLConfig:
-    "Everything that fixes a MODRL run beside environment and seed. Source: seed 003 §4 (its hyperparameters), unless marked (ours)."
+    """Everything that fixes a MODRL run beside environment and seed.
 
-    objective: Objective = (
-        "all"  # all: one loss each; help, safe, weighted (4.1), piecewise (4.2): the SO baselines, K = 1
-    )
+    Source: seed 003 §4 (its hyperparameters), unless marked (ours).
+    """
+
+    # all: one loss each; help, safe, weighted (4.1), piecewise (4.2): the SO baselines, K = 1
+    objective: Objective = "all"
     align: Aggregation = "amtl"  # Algorithm 1; "none" is the ablation (M17), the others come from TorchJD
     scale: Scale = "min"  # λ_n of Algorithm 1, read as the smallest (M8)
     weights: Weights = (0.5, 0.5)  # ω, and the weights of (4.1); the paper's are equal
@@ -57,15 +59,14 @@ class MODRLConfig:
     reference: Literal["start", "old"] = "start"  # π_0 in (3.5), as APA has it (M1)
     apa_lambda: Positive = 0.95  # as printed; 0.1 in APA's own code (M2)
     kl_coef: NonNegative = 0.01  # β of (3.3)
-    rewards: Literal["models", "given"] = (
-        "models"  # the reward models of §3.2; given: the environment's own objectives (ours)
-    )
+    # the reward models of §3.2; given: the environment's own objectives (ours)
+    rewards: Literal["models", "given"] = "models"
     delta: Share = 0.5  # (ours) δ of (4.2), a probability; not given (M15)
     lr: Positive = 1e-6  # constant, no schedule
     value_lr: Positive = 1e-3  # (ours) not given
-    optimiser: Literal["adamw", "sgd"] = (
-        "adamw"  # AdamW with β = (0.9, 0.95), ε = 1e-5; SGD shows the scale that Adam hides (M18)
-    )
+    # AdamW with β = (0.9, 0.95), ε = 1e-5; SGD shows the scale that Adam hides (M18)
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+
     weight_decay: NonNegative = 0.1
     clip_norm: Positive = 1.0
     iterations: Count = 100
@@ -77,9 +78,8 @@ class MODRLConfig:
     hidden: Count = 256  # (ours)
     kappa: Positive = 40.0  # (ours)
     warm_start: bool = True  # (ours) π_0 is the encoder's ranking
-    rivals: bool = (
-        False  # (ours) also train the SO baselines and the unaligned twin on the same data, to be graded against them
-    )
+    # (ours) also train the SO baselines and the unaligned twin on the same data, to be graded against them
+    rivals: bool = False
 
     def __post_init__(self) -> None:
         if abs(sum(self.weights) - 1) > 1e-6:
@@ -88,19 +88,17 @@ class MODRLConfig:
 # %% ../../nbs/methods/13_modrl.ipynb #0f80e411
 def model_scores(env: Env, models: Mapping[str, Callable]) -> Tensor:
     "Scores `[S, N, K]` of every candidate by every reward model."
-    score = lambda s, model: model.candidates(env.anchor[s], F.embedding(env.cand[s], env.pool))
-    return torch.cat(
-        [
-            torch.stack([score(s, m) for m in models.values()], -1)
-            for s in torch.arange(len(env), device=env.x.device).split(256)
-        ]
-    )
+    pieces = []
+    for s in torch.arange(len(env), device=env.x.device).split(256):
+        anchor, replies = env.anchor[s], F.embedding(env.cand[s], env.pool)
+        pieces.append(torch.stack([model.candidates(anchor, replies) for model in models.values()], -1))
+    return torch.cat(pieces)
 
 
 def raw_rewards(splits: Seen, config: MODRLConfig, models: Mapping[str, Callable]) -> tuple[Tensor, Tensor]:
-    """LOGIT(r) `[S, N, K]` (3.4 before WHITEN) of the candidates of train and of dev; K = 1 for help, safe and piecewise.
+    """LOGIT(r) `[S, N, K]` (3.4 before WHITEN) of the candidates of train and of dev.
 
-    `models` score the replies unless the rewards are given.
+    K = 1 for help, safe and piecewise. `models` score the replies unless the rewards are given.
     """
     envs = (splits.train, splits.dev_stop)
     if config.rewards == "given":
@@ -125,7 +123,10 @@ def processed(raw: Tensor, logp: Tensor, logp_start: Tensor, config: MODRLConfig
 
 # %% ../../nbs/methods/13_modrl.ipynb #1211f6f0
 def apa_pull(logp: Tensor, start: Tensor, advantage: Tensor, lam: float) -> Tensor:
-    "$\\partial L_k/\\partial \\ell_i$ `[..., K, n]` of APA (3.5) at log-probabilities, and those of the start, `[..., n]`; advantages `[..., n, K]`."
+    """$\\partial L_k/\\partial \\ell_i$ `[..., K, n]` of APA (3.5).
+
+    At log-probabilities, and those of the start, `[..., n]`; advantages `[..., n, K]`.
+    """
     return 2 * ((logp - start)[..., None, :] - advantage.mT / lam) / logp.shape[-1]
 
 
@@ -162,7 +163,10 @@ def objective_gradients(
     reference: Tensor,
     advantage: Tensor,
 ) -> Tensor:
-    "$G^\\top$ `[K, P]` of one run: the gradient of every $L_k$ on n states, given as tensors to `forward`; action Long, reference `[n]`, advantage `[n, K]`."
+    """$G^\\top$ `[K, P]` of one run: the gradient of every $L_k$ on n states.
+
+    The states are given as tensors to `forward`; action Long, reference `[n]`, advantage `[n, K]`.
+    """
     drawn, back = vjp(lambda p: forward(p, *states).gather(1, action[:, None]).squeeze(1), parameters)
     (rows,) = vmap(back)(pull(drawn, reference, advantage))
     return torch.cat([rows[name].flatten(1) for name in parameters], 1)
@@ -178,7 +182,10 @@ def two_tower_gradients(
     reference: Tensor,
     advantage: Tensor,
 ) -> Tensor:
-    "$G^\\top$ `[S, K, P]` of S runs, as `objective_gradients` of each, for two towers; parameters `[S, ...]`, states `[S, n, ...]`."
+    """$G^\\top$ `[S, K, P]` of S runs, as `objective_gradients` of each, for two towers.
+
+    Parameters `[S, ...]`, states `[S, n, ...]`.
+    """
     x, anchor, candidates, allowed = states
     w1, b1, w2, b2 = parameters.values()
     hidden = torch.baddbmm(b1[:, None], x, w1.mT).relu_()
@@ -226,7 +233,10 @@ def make_optimiser(flat: Tensor, config: MODRLConfig) -> torch.optim.Optimizer:
 
 # %% ../../nbs/methods/13_modrl.ipynb #2fb072e6
 def standardised(raw: Tensor, start: Tensor, others: Tensor) -> Tensor:
-    "Scores `[S, N, K]` of `others` in standard deviations from the mean that `raw` `[S, N, K]` has under log-probabilities `start` `[S, N]`."
+    """Scores `[S, N, K]` of `others` in standard deviations from the mean that `raw` `[S, N, K]` has at the start.
+
+    `start`: its log-probabilities `[S, N]`.
+    """
     pi = start.exp()[..., None] / len(start)
     mean = (pi * raw).sum((0, 1))
     return (others - mean) / ((pi * (raw - mean) ** 2).sum((0, 1)).sqrt() + 1e-8)
@@ -234,7 +244,11 @@ def standardised(raw: Tensor, start: Tensor, others: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Memory:
-    "A rollout of S runs, M states each: `states` (x, anchor, candidates, allowed), action Long `[S, M]`, reference log-probabilities `[S, M]`, advantage, target `[S, M, K]`."
+    """A rollout of S runs, M states each.
+
+    `states` (x, anchor, candidates, allowed), action Long `[S, M]`, reference log-probabilities `[S, M]`, advantage,
+    target `[S, M, K]`.
+    """
 
     states: tuple[Tensor, ...]
     action: Tensor
@@ -316,7 +330,10 @@ class MODRL:
         ]
         size = min(map(len, states))
         states = [s[:size] for s in states]
-        look = lambda pick: torch.stack([pick(env, s) for env, s in zip(self.envs, states)])
+
+        def look(pick: Callable[[Env, Tensor], Tensor]) -> Tensor:
+            return torch.stack([pick(env, s) for env, s in zip(self.envs, states)])
+
         inputs = (
             look(lambda e, s: e.x[s]),
             look(lambda e, s: e.anchor[s]),
@@ -345,7 +362,10 @@ class MODRL:
         return torch.baddbmm(b2[:, None], torch.baddbmm(b1[:, None], x, w1.mT).relu(), w2.mT)
 
     def improve(self, memory: Memory) -> dict[str, Tensor]:
-        "One pass of mini-batches over a rollout: aligned step of the policies, plain step of the critics; the mean geometry of the gradients."
+        """One pass of mini-batches over a rollout: aligned step of the policies, plain step of the critics.
+
+        Returns the median geometry of the gradients.
+        """
         c, seen = self.config, []
         for s in torch.arange(memory.action.shape[1], device=memory.action.device).split(c.minibatch):
             inputs = tuple(t[:, s] for t in memory.states)
@@ -419,7 +439,10 @@ class OneOf(Learner):
 
 @stacks_for(MODRLConfig)
 class MODRLStack:
-    "Algorithm 1 of seed 003 for several runs with one configuration, side by side; run r is what `train` gives on `splits[r]` with `seeds[r]`."
+    """Algorithm 1 of seed 003 for several runs with one configuration, side by side.
+
+    Run r is what `train` gives on `splits[r]` with `seeds[r]`.
+    """
 
     def __init__(
         self,
@@ -448,7 +471,11 @@ class MODRLStack:
 
 @learns(MODRLConfig)
 class OneMODRL(OneOf):
-    "Algorithm 1 of seed 003: a stack of one. `models`: reward models; None: fitted on the training environment and on other corpora, so that no other split is seen."
+    """Algorithm 1 of seed 003: a stack of one.
+
+    `models`: reward models; None: fitted on the training environment and on other corpora, so that no other split is
+    seen.
+    """
 
     def __init__(self, splits: Seen, config: MODRLConfig, seed: int, models: Mapping[str, Callable] | None = None):
         self.stack = MODRLStack([splits], [config], [seed], models and [models])
@@ -486,8 +513,14 @@ SELF = ("RMhelp", "RMsafe")
 
 
 def win_rate(ours: Tensor, theirs: Tensor, value: Tensor) -> Tensor:
-    "Probability `[S]` that a reply of the first policy is worth more than one of the second, ties half; log-probabilities and values `[S, N]`."
-    better = lambda v: ((v[:, :, None] - v[:, None, :]).sign() + 1) / 2
+    """Probability `[S]` that a reply of the first policy is worth more than one of the second, ties half.
+
+    Log-probabilities and values `[S, N]`.
+    """
+
+    def better(v: Tensor) -> Tensor:
+        return ((v[:, :, None] - v[:, None, :]).sign() + 1) / 2
+
     return torch.cat(
         [
             torch.einsum("si,sij,sj->s", a.exp(), better(v), b.exp())
@@ -497,7 +530,11 @@ def win_rate(ours: Tensor, theirs: Tensor, value: Tensor) -> Tensor:
 
 
 def judges(env: Graded, models: Mapping[str, Callable]) -> dict[str, Tensor]:
-    "Values `[S, N]`, more is better: both reward models; cosine to the human's reply, attribution judge; the estimator that masks, the one that only grades."
+    """Values `[S, N]`, more is better.
+
+    Both reward models; cosine to the human's reply, attribution judge; the estimator that masks, the one that only
+    grades.
+    """
     own = model_scores(env, models)
     return {
         "RMhelp": own[..., 0],

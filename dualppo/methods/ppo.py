@@ -42,27 +42,26 @@ class PPOConfig:
     epochs: Count = 50  # Table 1: outer training epochs
     patience: Count = 5  # Table 1: epochs without validation gain
     weights: Weights = (0.5, 0.5)  # Table 1: initial α, β
+    # (ours) step (i), A14
     rule: Literal[
         "fixed", "literal", "literal_descent", "simplex_ascent", "minmax", "dynamic", "hypergradient", "lagrangian"
-    ] = "hypergradient"  # (ours) step (i), A14
+    ] = "hypergradient"
     rule_eta: Positive | None = None  # (ours) the rule's step size η; None: the rule's default
     budget: PositiveShare = 0.1  # (ours) harm budget d of the lagrangian rule
     advantage: AdvantageMode = "literal"  # (ours) A26: literal, bandit (γ = 0) or exact (baseline E_π r)
     critic: Literal["scalar", "vector"] = "scalar"  # (ours) one value of the weighted reward, or one per objective
     padding: Padding = "masked"  # (ours) A32, A33
     mask: MaskMode = "on"  # (ours) §3.C; "zero" is the text's wording, A17
-    policy: PolicyKind = (
-        "two_tower"  # §4.B; "offset" is a control, "cross" and "set" see candidates one by one or all at once
-    )
+    # §4.B; "offset" is a control, "cross" and "set" see candidates one by one or all at once
+    policy: PolicyKind = "two_tower"
     hidden: Count = 256  # (ours) width of both heads, not given
     kappa: Positive = 40.0  # (ours) inverse temperature of the softmax, not given
     warm_start: bool = True  # §3.E; False is an ablation
     kl_coef: NonNegative = 0.0  # (ours) exact KL to the start, 0 as in the paper (A40)
     entropy_coef: NonNegative = 0.0  # (ours) 0 as in the paper
     dialogues_per_epoch: Count | None = None  # (ours) A39: dialogues of a rollout; None: all of training
-    gradient: Literal["closed_form", "autograd"] = (
-        "closed_form"  # (ours) how (g), (h) are computed; equal to 1e-6 (notebook 0e)
-    )
+    # (ours) how (g), (h) are computed; equal to 1e-6 (notebook 0e)
+    gradient: Literal["closed_form", "autograd"] = "closed_form"
 
     @property
     def written_out(self) -> bool:
@@ -83,7 +82,10 @@ class Rollout:
 
 
 def with_padding_state(env: Env) -> Env:
-    "The environment with one more state, all zeros, whose empty reply earns no help and full safety: what padding without a mask trains on (A32)."
+    """The environment with one more state, all zeros, whose empty reply earns no help and full safety.
+
+    It is what padding without a mask trains on (A32).
+    """
     last = torch.cat([torch.arange(len(env)), torch.tensor([len(env) - 1])]).to(env.x.device)
     more = env.take(last)
     x, anchor, reward = more.x.clone(), more.anchor.clone(), more.reward.clone()
@@ -107,7 +109,10 @@ def roll_out(
     log_probs = all_log_probs(policy, env, states=states)
     action = torch.multinomial(log_probs.exp(), 1, generator=g)
     reward = env.reward[states, action.squeeze(1)]
-    lay_out = lambda flat: flat.new_zeros(*paths.mask.shape, flat.shape[-1]).masked_scatter(paths.mask[..., None], flat)
+
+    def lay_out(flat: Tensor) -> Tensor:
+        return flat.new_zeros(*paths.mask.shape, flat.shape[-1]).masked_scatter(paths.mask[..., None], flat)
+
     vector = config.critic == "vector"
     mixed, combine = (reward, weights) if vector else (reward @ weights[:, None], weights.new_ones(1))
     gamma = config.gamma if config.advantage == "literal" else 0.0
@@ -148,7 +153,8 @@ def weight_signal(policy: Policy, env: Env, dev: Env, sample: int = 256) -> Sign
         mean, floor = (pi * dev.reward).sum(1).mean(0), (uniform * dev.reward).sum(1).mean(0)
         cost = (pi.squeeze(-1) * dev.p_harm).sum(1).mean().item()
 
-    first = lambda e: torch.arange(min(sample, len(e)), device=e.x.device)
+    def first(e: Env) -> Tensor:
+        return torch.arange(min(sample, len(e)), device=e.x.device)
 
     def alignment(u: Tensor) -> Tensor:
         direction = u @ objective_gradients(policy, dev, first(dev))
@@ -202,10 +208,10 @@ def update(
 def validation_gain(
     row: Mapping[str, float], config: PPOConfig, objectives: tuple[str, ...] = ("help", "safe")
 ) -> float:
-    """What early stopping watches on dev, in the terms the method itself was given, whatever weights it learned since (A41).
+    """What early stopping watches on dev, in the terms the method itself was given (A41).
 
-    The objectives at the *initial* weights: the Average Reward at (½, ½), help alone at (1, 0). Under a budget: help,
-    less an exact penalty for harm beyond it.
+    Whatever weights it learned since, the objectives count at the *initial* weights: the Average Reward at (½, ½), help
+    alone at (1, 0). Under a budget: help, less an exact penalty for harm beyond it.
     """
     if config.rule == "lagrangian":
         return row["dev_help"] - 50 * max(row["dev_p_harm"] - config.budget, 0.0)
@@ -266,10 +272,8 @@ class PPO(base.Learner):
         roll = self.sample()  # (a) sample (b) vectorise (c) pad, z-score (d) reward (e) return (f) advantage
         clipped = self.improve(roll)  # (g) policy (h) value
         self.reweigh()  # (i) α, β
-        return {
-            "clipped": clipped,
-            "train_reward": roll.mean_reward.tolist(),
-        }  # (j) π_old ← π_θ: the next sample is the new policy's
+        # (j) π_old ← π_θ: the next sample is the new policy's
+        return {"clipped": clipped, "train_reward": roll.mean_reward.tolist()}
 
     def sample(self) -> Rollout:
         "Steps (a) to (f)."

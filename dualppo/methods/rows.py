@@ -32,7 +32,8 @@ from .ppo import PPOConfig
 class Method:
     """A row: `name`, printed `title`, what it is (`about`), its configuration, what it sees (`env`), its tables.
 
-    `tables` names the tables in which the row stands ("table2", "table3", "molma"); `paper` is the paper's row it answers to.
+    `tables` names the tables in which the row stands ("table2", "table3", "molma"); `paper` is the paper's row it
+    answers to.
     """
 
     name: str
@@ -83,14 +84,16 @@ def _control(name: str, title: str, about: str) -> Method:
 
 # %% ../../nbs/methods/40_methods.ipynb #90ffb5d4
 MODRL = MODRLConfig()
-STRONG = replace(
-    MODRL, apa_lambda=0.1, lr=3e-5
-)  # λ of APA's own code (M2); this rate and the two below were chosen on dev
+# λ of APA's own code (M2); this rate and the two below were chosen on dev
+STRONG = replace(MODRL, apa_lambda=0.1, lr=3e-5)
 ALIGNED = AlignedPPOConfig()
 
 
 def _molma() -> list[Method]:
-    "Rows of the table `molma`."
+    """Rows of the table `molma`.
+
+    Longer than a screen because it is the table: a call or an entry a row, and nothing is computed.
+    """
     single = {
         "so_help": ("SOhelp", "RMhelp alone"),
         "so_safe": ("SOsafe", "RMsafe alone"),
@@ -153,7 +156,10 @@ def _molma() -> list[Method]:
 
 # %% ../../nbs/methods/40_methods.ipynb #02aec14b
 def method_modules() -> list[ModuleType]:
-    "Modules with a row file beside them: in this folder, and those that installed packages name as entry points `dualppo.methods`."
+    """Modules that may have a row file beside them.
+
+    Those in this folder, and those that installed packages name as entry points `dualppo.methods`.
+    """
     from dualppo import methods
 
     own = [
@@ -191,13 +197,19 @@ def _row(
     paper: str | None = None,
 ) -> Method:  # noqa: B006
     "A row from a row file; `config` is the registered name of a configuration, `change` its fields."
-    listed = lambda values: {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+    def listed(values: Mapping) -> dict:
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
     return Method(name, title, about, CONFIGS[config](**listed(change)), EnvConfig(**listed(env)), tuple(tables), paper)
 
 
 @functools.cache
 def all_methods() -> dict[str, Method]:
-    "Every method by name, in the order of the tables."
+    """Every method by name, in the order of the tables.
+
+    Longer than a screen because it is the table: a call a row, and nothing is computed.
+    """
     rows = [
         _control("random", "Random", "every candidate is as likely"),
         _control(

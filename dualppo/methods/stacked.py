@@ -43,7 +43,10 @@ def join(envs: Sequence[Env]) -> tuple[Env, list[int]]:
             pools.append(env.pool)
     begins = torch.tensor([0] + [len(pool) for pool in pools]).cumsum(0).tolist()
     begin = [next(at for at, pool in zip(begins, pools) if env.pool is pool) for env in envs]
-    cat = lambda name: torch.cat([getattr(env, name) for env in envs])
+
+    def cat(name: str) -> Tensor:
+        return torch.cat([getattr(env, name) for env in envs])
+
     joined = replace(
         envs[0],
         x=cat("x"),
@@ -56,7 +59,10 @@ def join(envs: Sequence[Env]) -> tuple[Env, list[int]]:
 
 # %% ../../nbs/methods/0f_stacked.ipynb #4bf160e7
 class Step:
-    "One mini-batch of all runs, forward, backward and Adam; on a GPU recorded at its second call and replayed from then on."
+    """One mini-batch of all runs, forward, backward and Adam.
+
+    On a GPU it is recorded at its second call and replayed from then on.
+    """
 
     def __init__(self, optimiser: closed_form.Adam, learner: PPO, env: Env, start: Tensor | None):
         self.optimiser, self.env, self.start, self.policy, self.config = (
@@ -100,14 +106,20 @@ def update(
     start: Tensor | None,
     rolls: Sequence[Rollout],
 ) -> list[float]:
-    "Steps (g) and (h) of all runs; returns each run's share of clipped ratios in the last inner epoch, as `closed_form.update` does."
+    """Steps (g) and (h) of all runs.
+
+    Returns each run's share of clipped ratios in the last inner epoch, as `closed_form.update` does.
+    """
     c = learners[0].config
     together, alone = (
         Step(optimiser, learners[0], env, start),
         [Step(optimiser.run(r), learners[0], env, start) for r in range(len(learners))],
     )
     common = min(len(roll.states) for roll in rolls) // c.minibatch * c.minibatch
-    parts = lambda roll, at: (roll.states + at, roll.returns, roll.actions, roll.logp_old, roll.advantage)
+
+    def parts(roll: Rollout, at: int) -> tuple[Tensor, ...]:
+        return roll.states + at, roll.returns, roll.actions, roll.logp_old, roll.advantage
+
     for _ in range(c.inner_epochs):
         clipped: list[list[Tensor]] = [[] for _ in rolls]
         orders = [
@@ -131,7 +143,10 @@ def update(
 # %% ../../nbs/methods/0f_stacked.ipynb #7ab15c8b
 @stacks_for(PPOConfig)
 class PPOStack:
-    "Several runs of Algorithm 1 in one program, run r as `train` gives it alone. Raises ValueError for configurations that cannot share an update."
+    """Several runs of Algorithm 1 in one program, run r as `train` gives it alone.
+
+    Raises ValueError for configurations that cannot share an update.
+    """
 
     def __init__(self, splits: Sequence[Seen], configs: Sequence[PPOConfig], seeds: Sequence[int]):
         for f in fields(PPOConfig):

@@ -18,7 +18,10 @@ PolicyKind = Literal["two_tower", "offset", "cross", "set"]
 
 # %% ../../nbs/policies/0a_policy.ipynb #261d914c
 class Scorer(Protocol):
-    "What a policy needs to know of a state: standardised vector x `[B, D]`, anchor m `[B, d]`, candidates E `[B, N, d]` → logits `[B, N]`."
+    """Logits `[B, N]` from what a policy needs to know of a state.
+
+    Standardised vector x `[B, D]`, anchor m `[B, d]`, candidates E `[B, N, d]`.
+    """
 
     def __call__(self, x: Tensor, anchor: Tensor, candidates: Tensor) -> Tensor: ...
 
@@ -59,14 +62,20 @@ class Offset(nn.Module):
 
 # %% ../../nbs/policies/0a_policy.ipynb #a5267cad
 def _pairs(x: Tensor, anchor: Tensor, candidates: Tensor) -> Tensor:
-    "What a pair of state and reply looks like `[B, N, F]`: products of every block of the state with the reply, their sums, distance, the reply."
+    """What a pair of state and reply looks like `[B, N, F]`.
+
+    Products of every block of the state with the reply, their sums, distance, the reply.
+    """
     blocks = torch.cat([x.unflatten(1, (-1, anchor.shape[1])), anchor[:, None]], 1)  # [B, blocks + 1, d]
     products = blocks[:, None] * candidates[:, :, None]  # [B, N, blocks + 1, d]
     return torch.cat([products.flatten(2), products.sum(-1), (anchor[:, None] - candidates).abs(), candidates], -1)
 
 
 class Cross(nn.Module):
-    "Logits $\\kappa\\langle m(s), e_j\\rangle + \\kappa f(s, e_j)$; f sees one pair at a time and starts at zero (ours). D must be a multiple of d."
+    """Logits $\\kappa\\langle m(s), e_j\\rangle + \\kappa f(s, e_j)$ (ours).
+
+    f sees one pair at a time and starts at zero. D must be a multiple of d.
+    """
 
     def __init__(self, state_dim: int, action_dim: int, kappa: float = 40.0, hidden: int = 64):
         super().__init__()
@@ -84,7 +93,10 @@ class Cross(nn.Module):
 
 
 class SetAware(nn.Module):
-    "As `Cross`, with one layer of attention among the candidates between pair and score; no positions, so slots do not matter (ours)."
+    """As `Cross`, with one layer of attention among the candidates between pair and score (ours).
+
+    There are no positions, so slots do not matter.
+    """
 
     def __init__(self, state_dim: int, action_dim: int, kappa: float = 40.0, width: int = 64):
         super().__init__()
@@ -103,7 +115,10 @@ class SetAware(nn.Module):
 
 # %% ../../nbs/policies/0a_policy.ipynb #66ac69aa
 class Critic(nn.Module):
-    "Value head $V_\\phi(s)$, D → h → C with ReLU: C = 1 for the weighted reward, C = K for one value per objective (§4.B)."
+    """Value head $V_\\phi(s)$, D → h → C with ReLU (§4.B).
+
+    C = 1 for the weighted reward, C = K for one value per objective.
+    """
 
     def __init__(self, state_dim: int, channels: int = 1, hidden: int = 256):
         super().__init__()
@@ -114,7 +129,10 @@ class Critic(nn.Module):
 
 # %% ../../nbs/policies/0a_policy.ipynb #e7ba2ebb
 class Policy(nn.Module):
-    "Log-probabilities `[B, N]` of an environment's candidates: $\\log\\pi_\\theta(\\cdot \\mid s)$ with the mask inside the softmax."
+    """Log-probabilities `[B, N]` of an environment's candidates.
+
+    $\\log\\pi_\\theta(\\cdot \\mid s)$ with the mask inside the softmax.
+    """
 
     def __init__(self, scorer: nn.Module, mask: MaskMode = "on"):
         super().__init__()
@@ -131,11 +149,13 @@ class Policy(nn.Module):
 def all_log_probs(
     policy: Policy, env, mask: MaskMode | None = None, states: Tensor | None = None, at_once: int = 8192
 ) -> Tensor:
-    "Log-probabilities `[S, N]` of the given states Long `[S]` (None: all), `at_once` candidates at a time: embeddings are never all in memory."
+    """Log-probabilities `[S, N]` of the given states Long `[S]` (None: all).
+
+    `at_once` candidates at a time: embeddings are never all in memory.
+    """
     states = torch.arange(len(env), device=env.x.device) if states is None else states
-    out = env.anchor.new_empty(
-        len(states), env.cand.shape[1]
-    )  # whole at once: pieces kept between large temporaries would scatter the heap
+    # whole at once: pieces kept between large temporaries would scatter the heap
+    out = env.anchor.new_empty(len(states), env.cand.shape[1])
     for part in torch.arange(len(states), device=states.device).split(max(1, at_once // env.cand.shape[1])):
         out[part] = policy(env, states[part], mask)
     return out

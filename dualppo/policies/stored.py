@@ -23,7 +23,10 @@ def save_policy(policy: Policy, path: Path) -> None:
 
 
 def load_policy(path: Path, device: str | torch.device = "cpu") -> Policy:
-    "The policy of a file, ready to choose. Raises DataError, one sentence, for a file that is missing or holds no policy."
+    """The policy of a file, ready to choose.
+
+    Raises DataError, one sentence, for a file that is missing or holds no policy.
+    """
     try:
         with safetensors.safe_open(path, "pt", device=str(device)) as file:
             made, tensors = (
