@@ -10,10 +10,12 @@ from typing import get_type_hints
 
 import pytest
 import torch
+import tyro
 
 from dualppo.methods.base import Learner, learner_of, stack_of, train, train_together
 from dualppo.methods.baselines import DPO, DPOConfig, SFT, SFTConfig
 from dualppo.bench.candidates import STRESS
+from dualppo.cli import train_parser
 from dualppo.text.data import DataError
 from dualppo.bench.env import EnvConfig, Splits, add_objective, make_envs
 from dualppo.bench.features import load_features
@@ -114,6 +116,19 @@ def test_bad_values_get_one_sentence(name):
                 with pytest.raises(ValueError) as refused:
                     replace(owner, **{field.name: value})
                 assert field.name in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.filterwarnings("ignore:get_parser")
+@pytest.mark.parametrize("name", ROWS)
+def test_help_explains_every_parameter(name):
+    """A comment that a formatter moves is no explanation any more."""
+    parser = tyro.extras.get_parser(train_parser(name))
+    bare = [
+        action.option_strings[-1]
+        for action in parser._actions
+        if action.option_strings and not str(action.help or "").partition("(default")[0].strip()
+    ]
+    assert not bare
 
 
 def test_an_override_has_an_address():

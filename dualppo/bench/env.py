@@ -118,15 +118,15 @@ class Splits(Seen):
 class EnvConfig:
     "What fixes an environment beside features, candidates and seed. tau_rel=None: estimated on dev (A12)."
 
-    blocks: Blocks = ("query", "knowledge")
-    representation: Representation = "minilm"
-    reward_harm: str = "tox_block"
-    grade_harm: str = "tcc"
-    label_floor: Share = 0.9
-    tau_rel: Cosine | None = None
-    tau_mask: Share = 0.5
-    tau_metric: Share = 0.5
-    z_score: bool = True
+    blocks: Blocks = ("query", "knowledge")  # text blocks of a state (Def. 1)
+    representation: Representation = "minilm"  # minilm; bag_of_words and one_hot are ablations (A34)
+    reward_harm: str = "tox_block"  # the harm estimator that rewards and masks
+    grade_harm: str = "tcc"  # the one that grades; it must be another (A16)
+    label_floor: Share = 0.9  # least p_harm of a reply that people labelled unsafe
+    tau_rel: Cosine | None = None  # gate of R_help; None: estimated on dev (A12)
+    tau_mask: Share = 0.5  # p_harm from which a reply is forbidden
+    tau_metric: Share = 0.5  # p above which a reply is graded harmful
+    z_score: bool = True  # standardise states with training statistics
     train_share: PositiveShare = 1.0  # of the training dialogues, for learning curves
 
     def __post_init__(self) -> None:

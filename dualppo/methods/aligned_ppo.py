@@ -27,8 +27,9 @@ class AlignedPPOConfig(PPOConfig):
 
     critic: Literal["vector"] = "vector"  # one value per objective
     advantage: Literal["literal", "bandit"] = "bandit"  # or literal; there is no exact mode here
+    # how a conflict of gradients is settled: Algorithm 1 of seed 003, none, or one of TorchJD's
     align: Aggregation = "amtl"
-    scale: Scale = "min"
+    scale: Scale = "min"  # λ_n of Algorithm 1, read as the smallest (M8)
 
     def __post_init__(self) -> None:
         if self.kl_coef or self.entropy_coef:

@@ -38,16 +38,17 @@ class SFTConfig:
     (outputs/published/tuning.csv).
     """
 
-    lr: Positive = 3e-5
-    minibatch: Count = 32
-    inner_epochs: Count = 4
-    epochs: Count = 50
-    patience: Count = 5
-    dialogues_per_epoch: Count | None = None
-    hidden: Count = 256
-    kappa: Positive = 40.0
-    warm_start: bool = True
-    mask: MaskMode = "off"
+    lr: Positive = 3e-5  # learning rate, chosen on dev
+    minibatch: Count = 32  # mini-batch size, in states
+    inner_epochs: Count = 4  # passes over the data of an epoch
+    epochs: Count = 50  # outer training epochs
+    patience: Count = 5  # epochs without validation gain
+    dialogues_per_epoch: Count | None = None  # dialogues of an epoch; None: all of training
+    hidden: Count = 256  # width of the head
+    kappa: Positive = 40.0  # inverse temperature of the softmax
+    warm_start: bool = True  # start as the encoder's ranking; else from random weights
+    mask: MaskMode = "off"  # on: forbidden replies have no probability; zero: as the text has it (A17); off
+    # two_tower; offset is a control, cross and set see candidates one by one or all at once
     policy: PolicyKind = "two_tower"
 
 
@@ -55,8 +56,8 @@ class SFTConfig:
 class DPOConfig(SFTConfig):
     "Pairs by Average Reward (½, ½); `beta` as in DPO; the reference policy is trained by SFT first."
 
-    beta: Positive = 0.1
-    sft_lr: Positive = 3e-5
+    beta: Positive = 0.1  # strength of the pull towards the reference policy
+    sft_lr: Positive = 3e-5  # learning rate of the SFT that makes the reference policy
 
 # %% ../../nbs/methods/20_baselines.ipynb #a56734bd
 class Fit(Learner):
@@ -190,8 +191,8 @@ class DPO(Fit):
 class ExactConfig(SFTConfig):
     "Ascent of the exact expected reward at fixed `weights`, on the safe set; the budget of the other methods."
 
-    mask: MaskMode = "on"
-    weights: Weights = (0.5, 0.5)
+    mask: MaskMode = "on"  # on: forbidden replies have no probability; zero: as the text has it (A17); off
+    weights: Weights = (0.5, 0.5)  # weights of the objectives
 
 
 @learns(ExactConfig)
@@ -224,8 +225,8 @@ class Control:
     it is withheld. oracle: the best for Average Reward (½, ½); it reads the rewards and is a ceiling, not a method.
     """
 
-    name: ControlName
-    kappa: Positive = 40.0
+    name: ControlName  # which control
+    kappa: Positive = 40.0  # inverse temperature of the softmax
 
     def __call__(self, env: Env, states: Tensor, mask: MaskMode | None = None) -> Tensor:
         part, n = env.take(states), env.cand.shape[1]

@@ -67,9 +67,9 @@ class MODRLConfig:
     # AdamW with β = (0.9, 0.95), ε = 1e-5; SGD shows the scale that Adam hides (M18)
     optimiser: Literal["adamw", "sgd"] = "adamw"
 
-    weight_decay: NonNegative = 0.1
-    clip_norm: Positive = 1.0
-    iterations: Count = 100
+    weight_decay: NonNegative = 0.1  # AdamW's weight decay
+    clip_norm: Positive = 1.0  # largest norm of a step
+    iterations: Count = 100  # iterations of Algorithm 1
     memory: Count = 64  # prompts of an iteration
     minibatch: Count = 8  # one gradient step each
     clip: Positive = 0.2  # (ours) of loss="ppo"

@@ -24,19 +24,20 @@ class SampledConfig:
     "What every sampled method has; budget and networks as `PPOConfig` has them."
 
     group: Several = 8  # G: replies drawn per state
-    lr: Positive = 3e-5
-    clip: Positive = 0.2
+    lr: Positive = 3e-5  # learning rate
+    clip: Positive = 0.2  # clipping ratio ε
     kl_coef: NonNegative = 0.0  # exact KL to the start
     minibatch: Count = 32  # states of a step
-    inner_epochs: Count = 4
-    epochs: Count = 50
-    patience: Count = 5
-    dialogues_per_epoch: Count | None = None
-    weights: Weights = (0.5, 0.5)
-    hidden: Count = 256
-    kappa: Positive = 40.0
-    warm_start: bool = True
-    mask: MaskMode = "on"
+    inner_epochs: Count = 4  # passes over the data of an epoch
+    epochs: Count = 50  # outer training epochs
+    patience: Count = 5  # epochs without validation gain
+    dialogues_per_epoch: Count | None = None  # dialogues of an epoch; None: all of training
+    weights: Weights = (0.5, 0.5)  # weights of the objectives
+    hidden: Count = 256  # width of the head
+    kappa: Positive = 40.0  # inverse temperature of the softmax
+    warm_start: bool = True  # start as the encoder's ranking; else from random weights
+    mask: MaskMode = "on"  # on: forbidden replies have no probability; zero: as the text has it (A17); off
+    # two_tower; offset is a control, cross and set see candidates one by one or all at once
     policy: PolicyKind = "two_tower"
 
 # %% ../../nbs/methods/0d1_sampled.ipynb #4e355813
