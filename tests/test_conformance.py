@@ -2,15 +2,16 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import get_type_hints
 
 import pytest
 import torch
 import tyro
+from conftest import ROOT
 
 from dualppo.methods.base import Learner, learner_of, stack_of, train, train_together
 from dualppo.methods.baselines import DPO, DPOConfig, SFT, SFTConfig
@@ -223,50 +224,21 @@ def test_every_method_is_a_learner():
     assert all(issubclass(learner_of(row.config), Learner) for row in all_methods().values())
 
 
-STRANGER = """
-from dataclasses import dataclass
-from dualppo.methods.base import learns
-from dualppo.losses.advantages import standardise
-from dualppo.methods.sampled import Sampled, SampledConfig
-
-@dataclass(frozen=True)
-class WorstFirstConfig(SampledConfig):
-    "Only the worse objective of a reply counts."
-
-@learns(WorstFirstConfig, "worst_first")
-class WorstFirst(Sampled):
-    def advantage(self, reward):
-        return standardise(reward.amin(-1), 1)
-"""
-
-
 def test_an_installed_package_of_a_stranger_adds_a_method(tmp_path, toy):
-    "As pip leaves it: a module, its row file, and an entry point in its metadata."
-    (tmp_path / "stranger.py").write_text(STRANGER)
-    (tmp_path / "stranger.toml").write_text(
-        '[[row]]\nname = "worst_first"\ntitle = "Worst first"\nabout = "a test"\nconfig = "worst_first"\n'
-    )
-    info = tmp_path / "stranger-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[dualppo.methods]\nworst_first = stranger\n")
+    "The example of CONTRIBUTING.md, from an empty folder: built and installed by pip, then trained."
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    files = dict(re.findall(r"```(?:toml|python)\n# ([\w./]+)\n(.*?)```", text, flags=re.DOTALL))
+    assert len(files) == 3 and sum(len(files[name].split("\n")) for name in files if "/" in name) <= 24
+    project, site = tmp_path / "project", tmp_path / "site"
+    for name, content in files.items():
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text(content)
+    pip = ["-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(site), "."]
+    subprocess.run([sys.executable, *pip], cwd=project, check=True)
+    few = ["--epochs", "1", "--inner-epochs", "1", "--data", str(toy), "--outputs", str(tmp_path / "o")]
     code = "import sys; from dualppo.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [
-        sys.executable,
-        "-c",
-        code,
-        "train",
-        "worst_first",
-        "--data",
-        str(toy),
-        "--epochs",
-        "1",
-        "--inner-epochs",
-        "1",
-        "--outputs",
-        str(tmp_path / "o"),
-    ]
-    path = os.pathsep.join([str(tmp_path), str(Path(__file__).resolve().parent.parent)])
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, cwd=tmp_path)
+    command = [sys.executable, "-c", code, "train", "worst_first", *few]
+    paths = os.environ | {"PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
+    done = subprocess.run(command, capture_output=True, text=True, env=paths, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "Worst first" in done.stdout
+    assert "Worst first" in done.stdout and list((tmp_path / "o").rglob("worst_first-*.policy.safetensors"))

@@ -186,9 +186,11 @@ class Walk:
 def folder_of(package: str) -> Path:
     "Where a package, or a module that is a file of its own, lies. Raises DataError if it cannot be found."
     found = importlib.util.find_spec(package)
-    if found is None or not found.origin:
-        raise DataError(f"the code of {package} cannot be found, so its runs cannot have a key.")
-    return Path(found.origin).parent if found.submodule_search_locations else Path(found.origin).with_suffix("")
+    if found is not None and found.submodule_search_locations:
+        return Path(next(iter(found.submodule_search_locations)))
+    if found is not None and found.origin:
+        return Path(found.origin).with_suffix("")
+    raise DataError(f"the code of {package} cannot be found, so its runs cannot have a key.")
 
 
 def reached(roots: Iterable[str], folders: Mapping[str, Path]) -> dict[str, str]:
