@@ -9,7 +9,7 @@ __all__ = ['Positive', 'NonNegative', 'Share', 'PositiveShare', 'Cosine', 'Count
 # %% ../../nbs/core/05a_config.ipynb #fc4f7d2f
 import difflib
 import functools
-from typing import Annotated, dataclass_transform, get_args, get_type_hints
+from typing import Annotated, Any, dataclass_transform, get_args, get_type_hints
 
 import pydantic
 import tyro
@@ -105,7 +105,7 @@ def sentence(error: ValidationError, owner: type) -> str:
 @dataclass_transform(frozen_default=True)
 def config(cls: type) -> type:
     "Class decorator: a frozen dataclass whose values are checked. Raises ValueError, one sentence."
-    made = pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(strict=True, allow_inf_nan=False))(cls)
+    made: Any = pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(strict=True, allow_inf_nan=False))(cls)
     checked = made.__init__
 
     @functools.wraps(checked)

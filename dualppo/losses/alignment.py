@@ -74,7 +74,7 @@ def torchjd_aggregator(name: Aggregation, k: int) -> Callable[[Tensor], Tensor]:
         raise DataError(
             f"align={name!r} needs TorchJD: pip install 'dualppo[aggregators]', or use align='amtl'."
         ) from None
-    make = {
+    make: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
         "pcgrad": jd.PCGrad,
         "cagrad": lambda: jd.CAGrad(c=0.5),
         "nash_mtl": lambda: jd.NashMTL(n_tasks=k),

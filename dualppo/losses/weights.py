@@ -163,7 +163,7 @@ class Dynamic:
         return floored_simplex(weights * torch.exp(self.eta * signal.influence()), self.smallest)
 
 # %% ../../nbs/losses/0c_weights.ipynb #589fb821
-RULES: dict[str, type] = {
+RULES: dict[str, Callable[..., WeightRule]] = {
     "fixed": Fixed,
     "literal": Literal,
     "literal_descent": LiteralDescent,

@@ -45,6 +45,9 @@ class AlignedPPOConfig(PPOConfig):
 class AlignedPPO(PPO):
     "PPO whose policy follows aligned gradients."
 
+    config: AlignedPPOConfig
+    optimiser: torch.optim.Optimizer  # there is no closed form of K gradients
+
     def sample(self) -> Rollout:
         "Steps (a) to (f), advantages `[n, K]`."
         some = torch.randperm(len(self.paths), generator=self.g, device=self.g.device)[

@@ -63,6 +63,8 @@ class DPOConfig(SFTConfig):
 class Fit(Learner):
     "Minimise `loss` on mini-batches of `states` with Adam; as many dialogues and inner epochs as PPO."
 
+    config: SFTConfig
+    policy: Policy
     states: Tensor
 
     def __init__(self, splits: Seen, config: SFTConfig, seed: int):
@@ -152,6 +154,8 @@ class SFT(Fit):
 class DPO(Fit):
     "SFT, then DPO on random pairs of candidates ranked by Average Reward; as many updates per epoch as PPO (A43)."
 
+    config: DPOConfig
+
     def __init__(self, splits: Seen, config: DPOConfig, seed: int):
         super().__init__(splits, config, seed)
         self.reference, self.reward = all_log_probs(self.policy, self.env), self.env.reward.mean(-1)
@@ -167,7 +171,9 @@ class DPO(Fit):
 
     def begin(self) -> Policy:
         (sft,) = self.trains(self.config)
-        return train(self.splits, sft, self.seed).policy
+        policy = train(self.splits, sft, self.seed).policy
+        assert isinstance(policy, Policy)
+        return policy
 
     def loss(self, s: Tensor) -> Tensor:
         draw = torch.rand(len(s), self.reward.shape[1], generator=self.pairs, device=s.device)
@@ -234,7 +240,7 @@ class Control:
         if self.name == "random":
             return torch.zeros_like(similarity).log_softmax(1)
         if self.name.startswith("similarity"):
-            own = "on" if self.name == "similarity_mask" else "off"
+            own: MaskMode = "on" if self.name == "similarity_mask" else "off"
             return mask_logits(similarity, part.allowed, mask or own).log_softmax(1)
         if self.name == "safest":
             return point_mass((similarity / 1e4 - part.p_harm).argmax(1), n)

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..bench.env import Env
 from ..bench.masking import mask_logits
-from ..policies.policy import Critic, Policy
+from ..policies.policy import Critic, Offset, Policy, TwoTower
 
 if TYPE_CHECKING:
     from dualppo.methods.ppo import PPOConfig, Rollout
@@ -62,15 +62,26 @@ class Layers:
         )
 
 
+def _scorer(policy: Policy) -> TwoTower | Offset:
+    "A policy's scorer, one of the two that have a gradient in closed form."
+    assert isinstance(policy.scorer, (TwoTower, Offset))
+    return policy.scorer
+
+
+def _linear(f: nn.Sequential) -> list[nn.Linear]:
+    "Both layers of a head."
+    return [layer for layer in f if isinstance(layer, nn.Linear)]
+
+
 def layers(flat: Tensor, policy: Policy, critic: Critic) -> Layers:
     "Views of buffers `[S, P]`, one row a run, in the shapes of the two networks."
-    first, out = critic.f[0], critic.f[2]
-    tower = getattr(policy.scorer, "f", None)
-    h, (d, actor) = (
-        first.out_features,
-        (first.in_features, [tower[2].weight, tower[2].bias[None]] if tower is not None else [policy.scorer.b[None]]),
-    )
-    split = h if tower is not None else 0
+    scorer, (first, out) = _scorer(policy), _linear(critic.f)
+    h, d = first.out_features, first.in_features
+    if isinstance(scorer, TwoTower):
+        last = _linear(scorer.f)[1]
+        actor, split = [last.weight, last.bias[None]], h
+    else:
+        actor, split = [scorer.b[None]], 0
     shapes = [(split + h, d), (1, split + h), *(t.shape for t in actor), out.weight.shape, (1, out.out_features)]
     sizes = [a * b for a, b in shapes]
     parts = [part.unflatten(1, shape) for part, shape in zip(flat.split(sizes, 1), shapes)]
@@ -167,11 +178,9 @@ class Adam:
 
 def _adopt(w: Layers, policy: Policy, critic: Critic) -> None:
     "Copy two networks' parameters into the buffers and make them views of these."
-    cut, tower = w.split, getattr(policy.scorer, "f", None)
+    cut = w.split
     ours = [w.w1[0, cut:], w.b1[0, 0, cut:], w.critic[0][0], w.critic[1][0, 0]]
-    ours += (
-        [w.w1[0, :cut], w.b1[0, 0, :cut], w.actor[0][0], w.actor[1][0, 0]] if tower is not None else [w.actor[0][0, 0]]
-    )
+    ours += [w.w1[0, :cut], w.b1[0, 0, :cut], w.actor[0][0], w.actor[1][0, 0]] if cut else [w.actor[0][0, 0]]
     for mine, theirs in zip(ours, [*critic.parameters(), *policy.parameters()], strict=True):
         mine.copy_(theirs.detach())
         theirs.data = mine
@@ -190,6 +199,7 @@ def logit_gradient(
     pull = (gain * (gain <= ratio.clamp(1 - config.clip, 1 + config.clip) * advantage))[..., None] / -n
     dz = (-pull * pi).scatter_add_(-1, action[..., None], pull)
     if config.kl_coef:
+        assert start is not None
         gap = log_probs - start
         dz += config.kl_coef / n * pi * (gap - (pi * gap).sum(-1, keepdim=True))
     if config.entropy_coef:
@@ -198,13 +208,19 @@ def logit_gradient(
 
 # %% ../../nbs/methods/0e_closed_form.ipynb #f719b8f9
 def output_gradient(
-    u: Tensor, s: Tensor, env: Env, policy: Policy, batch: tuple[Tensor, ...], start: Tensor | None, config: "PPOConfig"
+    u: Tensor,
+    s: Tensor,
+    env: Env,
+    policy: Policy,
+    batch: tuple[Tensor, Tensor, Tensor],
+    start: Tensor | None,
+    config: "PPOConfig",
 ) -> tuple[Tensor, Tensor]:
     """$\\partial L / \\partial u$ `[S, B, d]` for states s Long `[S, B]`, and the ratios `[S, B]`.
 
     batch: actions, old log-probabilities, advantages.
     """
-    kappa, shape = policy.scorer.kappa, u.shape
+    kappa, shape = _scorer(policy).kappa, u.shape
     candidates, allowed = F.embedding(env.cand[s.flatten()], env.pool), env.allowed[s]  # [S·B, N, d]
     norm = torch.linalg.vector_norm(u, dim=-1, keepdim=True).clamp(min=1e-12)
     v = u / norm
@@ -224,7 +240,7 @@ def minibatch(
     policy: Policy,
     s: Tensor,
     returns: Tensor,
-    batch: tuple[Tensor, ...],
+    batch: tuple[Tensor, Tensor, Tensor],
     start: Tensor | None,
     config: "PPOConfig",
 ) -> Tensor:
@@ -233,9 +249,10 @@ def minibatch(
     hidden = torch.baddbmm(w.b1, x, w.w1.mT).relu_()
     mine, theirs = hidden[..., : w.split], hidden[..., w.split :]
     value = torch.baddbmm(w.critic[1], theirs, w.critic[0].mT)
-    if w.split:
+    scorer = _scorer(policy)
+    if isinstance(scorer, TwoTower):
         out = torch.baddbmm(w.actor[1], mine, w.actor[0].mT)
-        u = out.add_(u) if policy.scorer.warm_start else out
+        u = out.add_(u) if scorer.warm_start else out
     else:
         u = u + w.actor[0]
     du, ratio = output_gradient(u, s, env, policy, batch, start, config)
@@ -268,14 +285,15 @@ def update(
 
     Returns the share of clipped ratios in the last one.
     """
-    clipped = []
+    clipped: list[Tensor] = []
     for _ in range(config.inner_epochs):
         order, clipped = torch.randperm(len(roll.states), generator=g, device=g.device), []
         shuffled = [
             values[order][None].split(config.minibatch, 1)
             for values in (roll.states, roll.returns, roll.actions, roll.logp_old, roll.advantage)
         ]
-        for s, returns, *batch in zip(*shuffled):
+        for s, returns, action, logp_old, advantage in zip(*shuffled):
+            batch = action, logp_old, advantage
             ratio = minibatch(optimiser.weights, optimiser.gradients, env, policy, s, returns, batch, start, config)
             optimiser.step()
             clipped.append((ratio - 1).abs() > config.clip)

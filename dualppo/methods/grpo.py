@@ -35,5 +35,7 @@ def group_advantage(reward: Tensor, weights: Tensor, scale: str) -> Tensor:
 class GRPO(Sampled):
     "GRPO, and GDPO by `scale='each_first'`."
 
+    config: GRPOConfig
+
     def advantage(self, reward: Tensor) -> Tensor:
         return group_advantage(reward, reward.new_tensor(self.weights), self.config.scale)

@@ -11,7 +11,7 @@ __all__ = ['Objective', 'Pull', 'SELF', 'MODRLConfig', 'model_scores', 'raw_rewa
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ from dualppo.methods.base import (
     train,
     under,
 )
-from ..bench.reward_models import reward_models
+from ..bench.reward_models import RewardModel, reward_models
 
 # %% ../../nbs/methods/13_modrl.ipynb #a141cf90
 Objective = Literal["all", "help", "safe", "weighted", "piecewise"]
@@ -86,7 +86,7 @@ class MODRLConfig:
             raise ValueError(f"weights must sum to 1, got {list(self.weights)}.")
 
 # %% ../../nbs/methods/13_modrl.ipynb #0f80e411
-def model_scores(env: Env, models: Mapping[str, Callable]) -> Tensor:
+def model_scores(env: Env, models: Mapping[str, RewardModel]) -> Tensor:
     "Scores `[S, N, K]` of every candidate by every reward model."
     pieces = []
     for s in torch.arange(len(env), device=env.x.device).split(256):
@@ -95,7 +95,7 @@ def model_scores(env: Env, models: Mapping[str, Callable]) -> Tensor:
     return torch.cat(pieces)
 
 
-def raw_rewards(splits: Seen, config: MODRLConfig, models: Mapping[str, Callable]) -> tuple[Tensor, Tensor]:
+def raw_rewards(splits: Seen, config: MODRLConfig, models: Mapping[str, RewardModel]) -> tuple[Tensor, Tensor]:
     """LOGIT(r) `[S, N, K]` (3.4 before WHITEN) of the candidates of train and of dev.
 
     K = 1 for help, safe and piecewise. `models` score the replies unless the rewards are given.
@@ -107,9 +107,10 @@ def raw_rewards(splits: Seen, config: MODRLConfig, models: Mapping[str, Callable
         scores = [model_scores(env, models) for env in envs]
         scores = [one - scores[0].mean((0, 1)) for one in scores]
     if config.objective == "piecewise":
-        return tuple(
+        seen, dev = (
             logit(piecewise(one[..., 0].sigmoid(), one[..., 1].sigmoid(), config.delta))[..., None] for one in scores
         )
+        return seen, dev
     column = {"help": slice(0, 1), "safe": slice(1, 2)}.get(config.objective, slice(None))
     return scores[0][..., column], scores[1][..., column]
 
@@ -167,7 +168,7 @@ def objective_gradients(
 
     The states are given as tensors to `forward`; action Long, reference `[n]`, advantage `[n, K]`.
     """
-    drawn, back = vjp(lambda p: forward(p, *states).gather(1, action[:, None]).squeeze(1), parameters)
+    drawn, back = vjp(lambda p: forward(p, *states).gather(1, action[:, None]).squeeze(1), parameters)[:2]
     (rows,) = vmap(back)(pull(drawn, reference, advantage))
     return torch.cat([rows[name].flatten(1) for name in parameters], 1)
 
@@ -283,7 +284,7 @@ class MODRL:
         splits: Sequence[Seen],
         config: MODRLConfig,
         seeds: Sequence[int],
-        models: Sequence[Mapping[str, Callable]] | None = None,
+        models: Sequence[Mapping[str, RewardModel]] | None = None,
     ):
         if config.rewards == "given":
             config = replace(config, weights=sized(config.weights, splits[0].train.reward.shape[-1]))
@@ -345,7 +346,10 @@ class MODRL:
         logp = now.gather(2, action).squeeze(2)
         start = torch.stack([table[s].gather(1, a).squeeze(1) for table, s, a in zip(self.start, states, action)])
         rewards = torch.stack(
-            [processed(raw[s, a.squeeze(1)], *two, c) for raw, s, a, *two in zip(self.raw, states, action, logp, start)]
+            [
+                processed(raw[s, a.squeeze(1)], own, begun, c)
+                for raw, s, a, own, begun in zip(self.raw, states, action, logp, start)
+            ]
         )
         value = self.value(inputs[0])
         return Memory(
@@ -408,17 +412,13 @@ class OneOf(Learner):
 
     keeps_last = True
     every = 5
+    config: MODRLConfig
+    policy: Policy
 
     def __init__(self, together: MODRL, r: int):
-        self.together, self.r, self.config, self.seen = together, r, together.config, {}
-
-    @property
-    def policy(self) -> Policy:
-        return self.together.policies[self.r]
-
-    @property
-    def weights(self) -> tuple[float, ...]:
-        return self.config.weights
+        self.together, self.r, self.config = together, r, together.config
+        self.policy, self.weights = together.policies[r], together.config.weights
+        self.seen: dict[str, Tensor] = {}
 
     @property
     def length(self) -> int:
@@ -449,7 +449,7 @@ class MODRLStack:
         splits: Sequence[Seen],
         configs: Sequence[MODRLConfig],
         seeds: Sequence[int],
-        models: Sequence[Mapping[str, Callable]] | None = None,
+        models: Sequence[Mapping[str, RewardModel]] | None = None,
     ):
         if len(set(configs)) > 1:
             raise ValueError("runs of MODRL share a stack only with one configuration; train them apart.")
@@ -477,8 +477,8 @@ class OneMODRL(OneOf):
     seen.
     """
 
-    def __init__(self, splits: Seen, config: MODRLConfig, seed: int, models: Mapping[str, Callable] | None = None):
-        self.stack = MODRLStack([splits], [config], [seed], models and [models])
+    def __init__(self, splits: Seen, config: MODRLConfig, seed: int, models: Mapping[str, RewardModel] | None = None):
+        self.stack = MODRLStack([splits], [config], [seed], None if models is None else [models])
         super().__init__(self.stack.together, 0)
 
     def step(self) -> dict[str, object]:
@@ -505,7 +505,7 @@ class OneMODRL(OneOf):
         m.g[0].set_state(state["generator"].cpu())
 
     @staticmethod
-    def contest(trained: Trained, splits: Splits, config: MODRLConfig, seed: int) -> dict:
+    def contest(trained: Trained, splits: Splits, config: MODRLConfig, seed: int) -> dict[str, Any]:
         return compare(trained, splits, config, seed)
 
 # %% ../../nbs/methods/13_modrl.ipynb #e253de87
@@ -529,7 +529,7 @@ def win_rate(ours: Tensor, theirs: Tensor, value: Tensor) -> Tensor:
     )
 
 
-def judges(env: Graded, models: Mapping[str, Callable]) -> dict[str, Tensor]:
+def judges(env: Graded, models: Mapping[str, RewardModel]) -> dict[str, Tensor]:
     """Values `[S, N]`, more is better.
 
     Both reward models; cosine to the human's reply, attribution judge; the estimator that masks, the one that only
@@ -554,7 +554,7 @@ def rivals(config: MODRLConfig) -> dict[str, MODRLConfig]:
     }
 
 
-def compare(trained: Trained, splits: Splits, config: MODRLConfig, seed: int) -> dict:
+def compare(trained: Trained, splits: Splits, config: MODRLConfig, seed: int) -> dict[str, Any]:
     """Exact win rates on the test split: `wins` opponent → judge → [rate, its standard error over dialogues].
 
     Opponents: the start and, if the configuration asks for them, its `rivals`, trained here on the same data and seed.
@@ -563,7 +563,7 @@ def compare(trained: Trained, splits: Splits, config: MODRLConfig, seed: int) ->
     env = splits.test
     models = reward_models(splits.train, seed)
     values, ours = judges(env, models), all_log_probs(trained.policy, env)
-    others = {"start": networks(splits.train, config, seed)[0]}
+    others: dict[str, Callable[..., Tensor]] = {"start": networks(splits.train, config, seed)[0]}
     if config.rivals:
         others |= {name: train(splits, one, seed, models=models).policy for name, one in rivals(config).items()}
     wins = {}

@@ -184,7 +184,7 @@ def update(
     g: torch.Generator,
 ) -> float:
     "K inner epochs of clipped updates on a rollout; returns the share of clipped ratios in the last one."
-    clipped = []
+    clipped: list[Tensor] = []
     for k in range(config.inner_epochs):
         order = torch.randperm(len(roll.states), generator=g, device=g.device)
         for batch in order.split(config.minibatch):
@@ -194,6 +194,7 @@ def update(
             loss = clipped_surrogate(logp, roll.logp_old[batch], roll.advantage[batch], config.clip)
             loss = loss + value_loss(critic(env.x[s]), roll.returns[batch])
             if config.kl_coef:
+                assert start is not None
                 loss = loss + config.kl_coef * kl_divergence(log_probs, start[s]).mean()
             if config.entropy_coef:
                 loss = loss - config.entropy_coef * entropy(log_probs).mean()
@@ -222,6 +223,10 @@ def validation_gain(
 @learns(PPOConfig)
 class PPO(base.Learner):
     "One seed of Algorithm 1 between two of its steps: networks, optimiser, generator, weights (seed 000 §3.E)."
+
+    config: PPOConfig
+    policy: Policy
+    weights: Tensor
 
     def __init__(self, splits: Seen, config: PPOConfig, seed: int):
         device = splits.train.x.device
@@ -284,8 +289,10 @@ class PPO(base.Learner):
 
     def improve(self, roll: Rollout) -> float:
         "Steps (g) and (h); returns the share of clipped ratios."
-        fit = closed_form.update if self.config.written_out else update
-        return fit(self.policy, self.critic, self.optimiser, self.env, roll, self.start, self.config, self.g)
+        rest = self.env, roll, self.start, self.config, self.g
+        if isinstance(self.optimiser, closed_form.Adam):
+            return closed_form.update(self.policy, self.critic, self.optimiser, *rest)
+        return update(self.policy, self.critic, self.optimiser, *rest)
 
     def reweigh(self) -> None:
         "Step (i)."

@@ -16,12 +16,22 @@ from dataclasses import dataclass, fields, replace
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from . import base
 from .aligned_ppo import AlignedPPOConfig
 from .base import CONFIGS, Trained
-from .baselines import PPO_LAGRANGIAN, SINGLE_OBJECTIVE, Control, DPOConfig, ExactConfig, SFTConfig
+from dualppo.methods.baselines import (
+    PPO_LAGRANGIAN,
+    SINGLE_OBJECTIVE,
+    Control,
+    ControlName,
+    DPOConfig,
+    ExactConfig,
+    SFTConfig,
+)
 from ..core.config import nearest
+from ..losses.advantages import AdvantageMode
 from ..text.data import DataError
 from ..bench.env import EnvConfig, Splits
 from .modrl import MODRLConfig, rivals
@@ -39,7 +49,7 @@ class Method:
     name: str
     title: str
     about: str
-    config: object
+    config: Any  # a dataclass that some learner is registered for
     env: EnvConfig = EnvConfig()
     tables: tuple[str, ...] = ()
     paper: str | None = None
@@ -61,7 +71,7 @@ def _with_modes(
     config: PPOConfig,
     tables: tuple[str, ...],
     paper: str | None,
-    modes: tuple[str, ...] = ("literal", "bandit"),
+    modes: tuple[AdvantageMode, ...] = ("literal", "bandit"),
     env: EnvConfig = EnvConfig(),
 ) -> list[Method]:
     "One method per advantage mode; the literal one carries the plain name."
@@ -79,7 +89,7 @@ def _with_modes(
     ]
 
 
-def _control(name: str, title: str, about: str) -> Method:
+def _control(name: ControlName, title: str, about: str) -> Method:
     return Method(name, title, about, Control(name), tables=("table2",))
 
 # %% ../../nbs/methods/40_methods.ipynb #90ffb5d4
@@ -191,14 +201,14 @@ def _row(
     title: str,
     about: str,
     config: str,
-    change: Mapping = {},
-    env: Mapping = {},
+    change: Mapping[str, Any] = {},
+    env: Mapping[str, Any] = {},
     tables: Sequence[str] = (),
     paper: str | None = None,
 ) -> Method:  # noqa: B006
     "A row from a row file; `config` is the registered name of a configuration, `change` its fields."
 
-    def listed(values: Mapping) -> dict:
+    def listed(values: Mapping[str, Any]) -> dict[str, Any]:
         return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
     return Method(name, title, about, CONFIGS[config](**listed(change)), EnvConfig(**listed(env)), tuple(tables), paper)
@@ -377,13 +387,13 @@ def method(name: str) -> Method:
     return known[name]
 
 # %% ../../nbs/methods/40_methods.ipynb #6b2431af
-def addressed(overrides: Mapping[str, object], parts: Mapping[str, object], where: str) -> dict[str, dict[str, object]]:
+def addressed(overrides: Mapping[str, Any], parts: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
     """Overrides by part: `config.epochs` names its part, a plain `epochs` the only part that has it.
 
     parts: name → dataclass. Raises DataError for a field nobody has (with the nearest names) or several have.
     """
     names = {part: [f.name for f in fields(owner) if f.name != "name"] for part, owner in parts.items()}
-    out: dict[str, dict[str, object]] = {part: {} for part in parts}
+    out: dict[str, dict[str, Any]] = {part: {} for part in parts}
     for key, value in overrides.items():
         part, dot, name = str(key).rpartition(".")
         owners = [p for p in ([part] if dot else parts) if name in names.get(p, ())]

@@ -15,7 +15,7 @@ from .base import Learner, adam_state, load_adam, prefixed, sized, under
 from ..core.config import Count, NonNegative, Positive, Several, Weights, config
 from ..bench.env import Seen
 from ..bench.masking import MaskMode
-from ..policies.policy import PolicyKind, all_log_probs, make_policy
+from ..policies.policy import Policy, PolicyKind, all_log_probs, make_policy
 from ..losses.surrogate import clipped_surrogate, kl_divergence
 
 # %% ../../nbs/methods/0d1_sampled.ipynb #e657af8a
@@ -43,6 +43,10 @@ class SampledConfig:
 # %% ../../nbs/methods/0d1_sampled.ipynb #4e355813
 class Sampled(Learner):
     "Clipped policy gradient on groups of G replies per state, without a critic."
+
+    config: SampledConfig
+    policy: Policy
+    weights: tuple[float, ...]
 
     def __init__(self, splits: Seen, config: SampledConfig, seed: int):
         self.config, self.env = config, splits.train

@@ -72,10 +72,13 @@ class Step:
             learner.policy,
             learner.config,
         )
-        self.calls, self.graph, self.inputs, self.ratio = 0, None, (), None
+        self.calls = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.inputs: tuple[Tensor, ...] = ()
+        self.ratio = torch.empty(0)
 
-    def _run(self, s: Tensor, returns: Tensor, *batch: Tensor) -> Tensor:
-        o = self.optimiser
+    def _run(self, s: Tensor, returns: Tensor, action: Tensor, logp_old: Tensor, advantage: Tensor) -> Tensor:
+        o, batch = self.optimiser, (action, logp_old, advantage)
         ratio = closed_form.minibatch(
             o.weights, o.gradients, self.env, self.policy, s, returns, batch, self.start, self.config
         )
@@ -167,7 +170,8 @@ class PPOStack:
         learners = [self.learners[r] for r in alive]
         optimiser = self.adam if len(alive) == len(self.learners) else self.adam.gather(alive)
         env, begins = join([one.env for one in learners])
-        start = torch.cat([one.start for one in learners]) if learners[0].config.kl_coef else None
+        starts = [one.start for one in learners if one.start is not None]
+        start = torch.cat(starts) if starts else None
         rolls = [one.sample() for one in learners]
         shares = update(learners, optimiser, env, begins, start, rolls)
         self.adam.scatter(alive, optimiser)

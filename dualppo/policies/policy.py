@@ -6,12 +6,14 @@
 __all__ = ['PolicyKind', 'Scorer', 'TwoTower', 'Offset', 'Cross', 'SetAware', 'Critic', 'Policy', 'all_log_probs', 'make_policy']
 
 # %% ../../nbs/policies/0a_policy.ipynb #f8955414
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..bench.env import Env
 from ..bench.masking import MaskMode, mask_logits
 
 PolicyKind = Literal["two_tower", "offset", "cross", "set"]
@@ -37,10 +39,11 @@ class TwoTower(nn.Module):
     ):
         super().__init__()
         self.kappa, self.warm_start = kappa, warm_start
-        self.f = nn.Sequential(nn.Linear(state_dim, hidden), nn.ReLU(), nn.Linear(hidden, action_dim))
+        enter, leave = nn.Linear(state_dim, hidden), nn.Linear(hidden, action_dim)
+        self.f = nn.Sequential(enter, nn.ReLU(), leave)
         if warm_start:
-            nn.init.zeros_(self.f[2].weight)
-            nn.init.zeros_(self.f[2].bias)
+            nn.init.zeros_(leave.weight)
+            nn.init.zeros_(leave.bias)
 
     def forward(self, x: Tensor, anchor: Tensor, candidates: Tensor) -> Tensor:
         v = self.f(x) + anchor if self.warm_start else self.f(x)
@@ -80,16 +83,15 @@ class Cross(nn.Module):
     def __init__(self, state_dim: int, action_dim: int, kappa: float = 40.0, hidden: int = 64):
         super().__init__()
         blocks = state_dim // action_dim + 1
-        self.kappa, self.f = (
-            kappa,
-            nn.Sequential(nn.Linear((blocks + 2) * action_dim + blocks, hidden), nn.ReLU(), nn.Linear(hidden, 1)),
-        )
-        nn.init.zeros_(self.f[2].weight)
-        nn.init.zeros_(self.f[2].bias)
+        enter, leave = nn.Linear((blocks + 2) * action_dim + blocks, hidden), nn.Linear(hidden, 1)
+        self.kappa, self.f = kappa, nn.Sequential(enter, nn.ReLU(), leave)
+        nn.init.zeros_(leave.weight)
+        nn.init.zeros_(leave.bias)
 
     def forward(self, x: Tensor, anchor: Tensor, candidates: Tensor) -> Tensor:
         similarity = torch.bmm(anchor[:, None], candidates.mT).squeeze(1)
-        return self.kappa * (similarity + self.f(_pairs(x, anchor, candidates)).squeeze(-1))
+        more: Tensor = self.f(_pairs(x, anchor, candidates)).squeeze(-1)
+        return self.kappa * (similarity + more)
 
 
 class SetAware(nn.Module):
@@ -109,9 +111,8 @@ class SetAware(nn.Module):
 
     def forward(self, x: Tensor, anchor: Tensor, candidates: Tensor) -> Tensor:
         similarity = torch.bmm(anchor[:, None], candidates.mT).squeeze(1)
-        return self.kappa * (
-            similarity + self.leave(self.attend(self.enter(_pairs(x, anchor, candidates)))).squeeze(-1)
-        )
+        more: Tensor = self.leave(self.attend(self.enter(_pairs(x, anchor, candidates)))).squeeze(-1)
+        return self.kappa * (similarity + more)
 
 # %% ../../nbs/policies/0a_policy.ipynb #66ac69aa
 class Critic(nn.Module):
@@ -125,7 +126,8 @@ class Critic(nn.Module):
         self.f = nn.Sequential(nn.Linear(state_dim, hidden), nn.ReLU(), nn.Linear(hidden, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.f(x)
+        value: Tensor = self.f(x)
+        return value
 
 # %% ../../nbs/policies/0a_policy.ipynb #e7ba2ebb
 class Policy(nn.Module):
@@ -139,7 +141,7 @@ class Policy(nn.Module):
         self.scorer, self.mask = scorer, mask
         self.made: dict[str, object] = {}  # arguments of `make_policy`, from which a stored policy is made again
 
-    def forward(self, env, states: Tensor, mask: MaskMode | None = None) -> Tensor:
+    def forward(self, env: Env, states: Tensor, mask: MaskMode | None = None) -> Tensor:
         "states Long `[B]`; `mask` overrides the policy's own rule, to ask what it does when the mask is lifted (A16)."
         logits = self.scorer(env.x[states], env.anchor[states], F.embedding(env.cand[states], env.pool))
         return mask_logits(logits, env.allowed[states], mask or self.mask).log_softmax(-1)
@@ -147,7 +149,11 @@ class Policy(nn.Module):
 # %% ../../nbs/policies/0a_policy.ipynb #179207d5
 @torch.no_grad()
 def all_log_probs(
-    policy: Policy, env, mask: MaskMode | None = None, states: Tensor | None = None, at_once: int = 8192
+    policy: Callable[..., Tensor],
+    env: Env,
+    mask: MaskMode | None = None,
+    states: Tensor | None = None,
+    at_once: int = 8192,
 ) -> Tensor:
     """Log-probabilities `[S, N]` of the given states Long `[S]` (None: all).
 
@@ -172,7 +178,7 @@ def make_policy(
     mask: MaskMode = "on",
 ) -> Policy:
     "The policy of a name; its weights come from torch's generator, which the caller seeds."
-    makers = {
+    makers: dict[str, Callable[[], nn.Module]] = {
         "two_tower": lambda: TwoTower(state_dim, action_dim, hidden, kappa, warm_start),
         "offset": lambda: Offset(action_dim, kappa),
         "cross": lambda: Cross(state_dim, action_dim, kappa),
