@@ -11,7 +11,7 @@ from dualppo.papers import tables
 from dualppo.text.data import DataError
 from dualppo.methods.rows import all_methods, method
 from dualppo.exact.metrics import METRICS
-from dualppo.runs.runner import PROFILES, SCHEMA, to_json
+from dualppo.runs.runner import PROFILES, SCHEMA, Run, run_once, to_json
 
 NAMES = ("random", "similarity", "similarity_mask", "oracle", "sft", "dual_ppo", "wo_mask_bandit")
 
@@ -216,3 +216,26 @@ def test_every_cell_carries_an_interval_and_every_row_its_seeds():
         for i, (_, label) in enumerate(compared.columns, 1)
         if label != "printed" and i < len(row) - 2
     )
+
+
+def test_configurations_are_not_pooled_as_seeds(tmp_path, toy):
+    """Two trainings that differ in their epochs are two rows, and seeds of one arm are one (L2 of the review)."""
+    for seeds, epochs in (((0,), 1), ((1, 2), 1), ((0, 1), 2)):
+        changes = {"epochs": epochs, "inner_epochs": 1, "dialogues_per_epoch": 20}
+        run_once(Run("grpo", "clean", seeds, "smoke", str(toy), "cpu", changes), tmp_path)
+    records = tables.read_runs(tmp_path, "custom")
+    summary = tables.summarise(records)
+    counts = {name: cell.n for (_, name, metric), cell in summary.items() if metric == "good"}
+    assert counts == {"grpo@epochs 1": 3, "grpo@epochs 2": 2}
+    table = tables.build_table("table2", records)
+    assert [row[0] for row in table.rows] == ["GRPO [epochs 1]", "GRPO [epochs 2]"]
+
+
+def test_runs_of_two_versions_of_the_bench_are_not_compared():
+    from dualppo.papers.stats import paired
+
+    arm = {"method": "a", "data_sha256": "1", "bench_sha256": "1", "torch": "2", "results": []}
+    assert len(paired(arm, arm, "good")[0]) == 0
+    for name in ("bench_sha256", "torch", "data_sha256"):
+        with pytest.raises(DataError, match=f"differ in {name}"):
+            paired(arm, arm | {name: "other"}, "good")

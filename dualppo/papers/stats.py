@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Estimate', 'iqm', 'seed_interval', 'stratified_interval', 'probability_of_improvement', 'times_drawn', 'drawn_means',
            'hierarchical_interval', 'Components', 'variance_components', 'paired_permutation', 'holm', 'tost',
-           'clopper_pearson', 'items_needed', 'detectable', 'by_seed', 'paired', 'paired_interval', 'Answer', 'answers']
+           'clopper_pearson', 'items_needed', 'detectable', 'by_seed', 'comparable', 'paired', 'paired_interval',
+           'Answer', 'answers']
 
 # %% ../../nbs/papers/36_stats.ipynb #7c980ace
 import functools
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, stats
 
+from ..text.data import DataError
 from .registration import Analysis, Registration
 
 # %% ../../nbs/papers/36_stats.ipynb #0577b772
@@ -193,15 +195,27 @@ def by_seed(record: Mapping, metric: str, split: str = "test") -> dict[int, floa
     return {seed: value for seed, value in found.items() if value is not None}
 
 
+def comparable(arm: Mapping, base: Mapping) -> None:
+    "Raises DataError for two runs on other data, or made by other code of the bench, another torch or kind of device."
+    for name in ("data_sha256", "bench_sha256", "torch", "device"):
+        if arm.get(name) != base.get(name):
+            raise DataError(
+                f"{arm['method']} and {base['method']} cannot be compared: they differ in {name}; "
+                "run `dualppo reproduce` again, which makes anew what is out of date."
+            )
+
+
 def paired(arm: Mapping, base: Mapping, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    "The metric of two runs on the seeds they share."
+    "The metric of two runs on the seeds they share. Raises DataError for runs that are not comparable."
+    comparable(arm, base)
     a, b = by_seed(arm, metric), by_seed(base, metric)
     seeds = [seed for seed in a if seed in b]
     return np.array([a[s] for s in seeds]), np.array([b[s] for s in seeds])
 
 
 def paired_interval(arm: Mapping, base: Mapping, metric: str) -> Estimate:
-    "Mean difference of a primary metric over seeds and dialogues, both arms on the same drawn dialogues."
+    "Mean difference of a primary metric over seeds and dialogues, both arms on the same drawn dialogues; see `paired`."
+    comparable(arm, base)
     a, b = ({one["seed"]: one["dialogues"] for one in record["results"]} for record in (arm, base))
     seeds = [seed for seed in a if seed in b]
     return hierarchical_interval(

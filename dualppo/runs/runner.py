@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'HEADLINE', 'PAPER_ONLY', 'SEED_003', 'SEED_000', 'CONTROLS', 'PROFILES', 'ASSETS', 'Profile', 'Run',
-           'one_of', 'resolve', 'package_folder', 'code_of', 'reached_by', 'code_sha256', 'data_name', 'data_argument',
-           'build_once', 'build_chitchat', 'features_path', 'pick_device', 'finite', 'standard_errors',
+           'one_of', 'resolve', 'package_folder', 'code_of', 'reached_by', 'bench_sha256', 'code_sha256', 'data_name',
+           'data_argument', 'build_once', 'build_chitchat', 'features_path', 'pick_device', 'finite', 'standard_errors',
            'chosen_replies', 'graded', 'run_seed', 'in_contest', 'run_stack', 'describe', 'to_json', 'canonical',
            'peak_memory_mb', 'versions', 'Unfinished', 'policy_path', 'forget', 'execute', 'data_folder',
            'profile_folder', 'job_path', 'notebook_path', 'read_record', 'finished', 'run_once', 'stored_policy',
@@ -232,6 +232,13 @@ def reached_by(row: Method, folder: Path | None = None) -> dict[str, str]:
     folders = {"dualppo": folder or package_folder()} | {name: folder_of(name) for name in others}
     roots = [f"{kind.__module__}:{kind.__qualname__}" for kind in kinds]
     return reached([*roots, *(f"dualppo.runs.runner:{name}" for name in ("run_seed", "run_stack"))], folders)
+
+
+def bench_sha256(folder: Path | None = None) -> str:
+    "One sha256 over what all runs have in common, environments and evaluation: rows that differ here share no table."
+    folder = folder or package_folder()
+    roots = ("dualppo.bench.env:make_envs", "dualppo.runs.runner:graded")
+    return sha256_of(reached(roots, {"dualppo": folder}))
 
 
 def code_sha256(row: Method, folder: Path | None = None) -> str:
@@ -474,6 +481,7 @@ def describe(run: Run, features_sha256: str) -> dict:
         "config": json.loads(json.dumps(config)),
         "data_sha256": features_sha256,
         "code_sha256": code_sha256(row),
+        "bench_sha256": bench_sha256(),
         "device": pick_device(run.device).type,
         "torch": metadata.version("torch"),
     }
