@@ -208,8 +208,13 @@ def _row(
 ) -> Method:  # noqa: B006
     "A row from a row file; `config` is the registered name of a configuration, `change` its fields."
 
+    def read(value: Any) -> Any:
+        if isinstance(value, Mapping):  # the configuration of another method
+            return CONFIGS[value["config"]](**{k: read(v) for k, v in value.items() if k != "config"})
+        return tuple(value) if isinstance(value, list) else value
+
     def listed(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return {k: read(v) for k, v in values.items()}
 
     return Method(name, title, about, CONFIGS[config](**listed(change)), EnvConfig(**listed(env)), tuple(tables), paper)
 
