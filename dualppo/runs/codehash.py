@@ -185,12 +185,12 @@ class Walk:
 # %% ../../nbs/workshop/40b_codehash.ipynb #67a77d9f
 def folder_of(package: str) -> Path:
     "Where a package, or a module that is a file of its own, lies. Raises DataError if it cannot be found."
-    found = importlib.util.find_spec(package)
+    found = importlib.util.find_spec(package) if package != "__main__" else None
     if found is not None and found.submodule_search_locations:
         return Path(next(iter(found.submodule_search_locations)))
     if found is not None and found.origin:
         return Path(found.origin).with_suffix("")
-    raise DataError(f"the code of {package} cannot be found, so its runs cannot have a key.")
+    raise DataError(f"the code of {package} cannot be found, so its runs cannot have a key; put it into a module.")
 
 
 def reached(roots: Iterable[str], folders: Mapping[str, Path]) -> dict[str, str]:
