@@ -1,0 +1,151 @@
+"""Give published records the key of today's code, after running a seed of each again (once, when the key changes its form).
+
+    python tools/rekey.py rerun       run the cheapest seed of every record again; goes on where it was
+    python tools/rekey.py write       write the new keys and outputs/published/rekey.csv, which says what was compared
+
+A record is given its key only if its seed came out again: every metric on test within `WITHIN`, the same best epoch.
+The others keep their old key, so that the next `dualppo reproduce` makes them anew; the csv names them too.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from dualppo.bench.features import load_features
+from dualppo.papers.studies import STUDIES
+from dualppo.runs.runner import PROFILES, Run, describe, execute, grid, job_path, manifest, read_record, to_json
+from dualppo.text.data import atomic_write
+
+ROOT = Path(__file__).resolve().parent.parent
+PUBLISHED = ROOT / "outputs" / "published"
+WITHIN = 1e-4  # largest difference of a metric on test between machines: their kernels add in another order
+FIELDS = (
+    "record",
+    "method",
+    "setting",
+    "seed",
+    "largest difference on test",
+    "best epoch",
+    "published best epoch",
+    "new key",
+)
+
+
+def known() -> dict[Path, Run]:
+    """Every run of a profile or a study that has a published record, by the path of the record."""
+    runs = [run for profile in PROFILES if profile != "smoke" for run in grid(profile, device="cpu")]
+    runs += [run for study in STUDIES.values() for run in study.runs(device="cpu").values()]
+    places = {job_path(PUBLISHED, run): run for run in runs}
+    return {path: run for path, run in places.items() if path.is_file()}
+
+
+def cheapest(record: dict) -> int:
+    """The seed of a record that took the least time."""
+    return min(zip(record["measured"]["wall_clock_s"], record["seeds"]))[1]
+
+
+def rerun(job: tuple[Path, Run, Path]) -> str:
+    """Run the cheapest seed of a record again and keep its result; the path of the record."""
+    path, run, kept = job
+    record = read_record(path)
+    seed = cheapest(record)
+    result = execute(replace(run, seeds=(seed,)))["results"][0]
+    atomic_write(kept, json.dumps({"seed": seed, "test": result["test"], "best_epoch": result["best_epoch"]}))
+    return path.relative_to(PUBLISHED).as_posix()
+
+
+def kept_at(folder: Path, path: Path, run: Run, data: str) -> Path:
+    """Where the result of a rerun lies while this tool works; named by the key, so that it is never stale."""
+    return (
+        folder
+        / f"{hashlib.sha256((str(path.relative_to(PUBLISHED)) + describe(run, data)['key']).encode()).hexdigest()}.json"
+    )
+
+
+def compared(folder: Path) -> Iterator[tuple[Path, Run, dict, dict]]:
+    """(path, run, record, row of the csv) of every record whose seed was run again."""
+    data = load_features().sha256
+    for path, run in sorted(known().items()):
+        kept = kept_at(folder, path, run, data)
+        if not kept.is_file():
+            continue
+        record, again = read_record(path), json.loads(kept.read_text())
+        then = next(one for one in record["results"] if one["seed"] == again["seed"])
+        differences = [
+            abs(again["test"][name] - value)
+            for name, value in then["test"].items()
+            if value is not None and again["test"].get(name) is not None
+        ]
+        same = max(differences) <= WITHIN and again["best_epoch"] == then["best_epoch"]
+        values = (
+            path.relative_to(PUBLISHED).as_posix(),
+            record["method"],
+            record["setting"],
+            again["seed"],
+            f"{max(differences):.1e}",
+            again["best_epoch"],
+            then["best_epoch"],
+            "yes" if same else "no",
+        )
+        yield path, run, record, dict(zip(FIELDS, values))
+
+
+def with_facts(record: dict) -> list[dict]:
+    """The results of a record with what is a fact of each seed since: whether it kept its start, or ended at the cap."""
+    length = record["config"]["method"].get("epochs") or record["config"]["method"].get("iterations") or 0
+    return [
+        {"facts": {"kept_start": one["best_epoch"] == 0, "at_cap": 0 < length <= one["curves"][-1]["epoch"]}} | one
+        for one in record["results"]
+    ]
+
+
+def write(folder: Path) -> None:
+    """Write the keys and the csv."""
+    data, rows = load_features().sha256, []
+    for path, run, record, row in compared(folder):
+        rows.append(row)
+        if row["new key"] == "yes":
+            described = describe(run, data)
+            measured = record["measured"] | {"key_before": record["measured"].get("key_before", record["key"])}
+            record = record | described | {"results": with_facts(record), "measured": measured}
+            atomic_write(path, to_json(record))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    atomic_write(PUBLISHED / "rekey.csv", text.getvalue())
+    atomic_write(PUBLISHED / "manifest.json", to_json(manifest(PUBLISHED)))
+    print(f"{len(rows)} records compared, {sum(row['new key'] == 'yes' for row in rows)} with a new key")
+
+
+def main() -> None:
+    """The command line."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    folder = ROOT / "outputs" / "local" / "rekey"
+    if sys.argv[1:] == ["rerun"]:
+        data = load_features().sha256
+        jobs = [(path, run, kept_at(folder, path, run, data)) for path, run in known().items()]
+        todo = sorted(
+            (job for job in jobs if not job[2].is_file()),
+            key=lambda job: min(read_record(job[0])["measured"]["wall_clock_s"]),
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"{len(jobs)} records, {len(todo)} to run", flush=True)
+        with ProcessPoolExecutor(2) as pool:
+            for i, name in enumerate(pool.map(rerun, todo), 1):
+                print(f"{i}/{len(todo)} {name}", flush=True)
+    elif sys.argv[1:] == ["write"]:
+        write(folder)
+    else:
+        sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main()
