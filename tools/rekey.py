@@ -1,4 +1,4 @@
-"""Give published records the key of today's code, after running a seed of each again (once, when the key changes its form).
+"""Give published records the key of today's code, once, after running a seed of each again.
 
     python tools/rekey.py rerun       run the cheapest seed of every record again; goes on where it was
     python tools/rekey.py write       write the new keys and outputs/published/rekey.csv, which says what was compared
@@ -98,7 +98,7 @@ def compared(folder: Path) -> Iterator[tuple[Path, Run, dict, dict]]:
 
 
 def with_facts(record: dict) -> list[dict]:
-    """The results of a record with what is a fact of each seed since: whether it kept its start, or ended at the cap."""
+    """The results of a record, each seed with two facts: whether it kept its start, and whether it ended at the cap."""
     length = record["config"]["method"].get("epochs") or record["config"]["method"].get("iterations") or 0
     return [
         {"facts": {"kept_start": one["best_epoch"] == 0, "at_cap": 0 < length <= one["curves"][-1]["epoch"]}} | one
