@@ -19,9 +19,9 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, make_dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import tyro
 from rich.console import Console
@@ -226,7 +226,7 @@ def reproduce(args: Reproduce, console: Console) -> int:
         check_engine(args.engine)
     pick_device(args.device)
     profile = args.profile or {"dual_ppo": "quick", "molma": "molma"}[args.paper]
-    chosen = args.methods or (PROFILES["molma"].methods if args.paper == "molma" else ())
+    chosen = args.methods or (PROFILES["molma"].methods if args.paper == "molma" else None) or ()
     grid(profile, "embedded", args.device, chosen, args.settings)
     path = features_path(args.data, args.download, console.print)
     check_writable(outputs)
@@ -261,7 +261,8 @@ def show_grid(
     console: Console,
 ) -> list[Outcome]:
     "Run the grid under a progress bar that says what runs and about how long it will take."
-    total, running = sum(cost(run) for run in runs), []
+    total = sum(cost(run) for run in runs)
+    running: list[Run] = []
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.completed:.0f}/{task.total:.0f}", style="dim"),
@@ -288,7 +289,7 @@ def show_grid(
             if outcome.run in running:
                 running.remove(outcome.run)
             if outcome.status == "cached":
-                bar.update(task, total=bar.tasks[0].total - cost(outcome.run))
+                bar.update(task, total=(bar.tasks[0].total or 0) - cost(outcome.run))
                 return
             bar.advance(task, cost(outcome.run))
             names()
@@ -381,19 +382,21 @@ def parse_changes(texts: Sequence[str]) -> dict[str, object]:
 # %% ../nbs/workshop/43_cli.ipynb #a4802417
 def train_parser(name: str) -> type:
     "A dataclass with the fields of `Train` and of the configuration of one method, for its own `--help`."
-    row = method(name)
+    row, flat = method(name), cast(Any, tyro.conf.OmitArgPrefixes)  # of types that are known only now
+    made = make_dataclass(
+        "TrainMethod",
+        [
+            ("run", flat[Train]),
+            ("config", flat[type(row.config)], row.config),
+            ("env", flat[type(row.env)], row.env),
+        ],
+        frozen=True,
+    )
+    made.__doc__ = f"{row.title}: {row.about}."
+    return made
 
-    @dataclass(frozen=True)
-    class TrainMethod:
-        run: tyro.conf.OmitArgPrefixes[Train]
-        config: tyro.conf.OmitArgPrefixes[type(row.config)] = row.config
-        env: tyro.conf.OmitArgPrefixes[type(row.env)] = row.env
 
-    TrainMethod.__doc__ = f"{row.title}: {row.about}."
-    return TrainMethod
-
-
-def train_overrides(argv: Sequence[str], config: object, env: object) -> dict[str, object]:
+def train_overrides(argv: Sequence[str], config: Any, env: Any) -> dict[str, object]:
     "The parameters that were given as flags (even if they equal the method's own value: a profile may have another)."
     given = {
         word.partition("=")[0].removeprefix("--no-").removeprefix("--").replace("-", "_")
@@ -510,7 +513,10 @@ def data(args: Data, console: Console) -> int:
 ABOUT = "The paper's tables on real dialogues, beside the printed numbers. Start with `dualppo reproduce`."
 
 
-def quietly(parse: Callable[[], object]) -> object:
+_Parsed = TypeVar("_Parsed")
+
+
+def quietly(parse: Callable[[], _Parsed]) -> _Parsed:
     "The result of a parser; where it would print a box and exit, DataError with the box's message as one sentence."
     err = io.StringIO()
     try:
@@ -529,11 +535,12 @@ def quietly(parse: Callable[[], object]) -> object:
     raise DataError(text or "this command line cannot be read; see dualppo --help.") from None
 
 # %% ../nbs/workshop/43_cli.ipynb #8ef554a7
-def parse(argv: Sequence[str]) -> tuple[object, dict[str, object]]:
+def parse(argv: Sequence[str]) -> tuple[Command, dict[str, object]]:
     "The command and, for `train METHOD`, the parameters that were changed. Raises DataError for names nobody knows."
-    argv, more = list(argv), {}
+    argv = list(argv)
     own = argv[:1] == ["train"] and len(argv) > 1 and not argv[1].startswith("-")
-    target, rest = (train_parser(argv[1]), argv[1:]) if own else (Command, argv)
+    target: Any = train_parser(argv[1]) if own else Command
+    rest = argv[1:] if own else argv
     prog = f"dualppo train {argv[1]}" if own else "dualppo"
     parsed, unknown = quietly(
         lambda: tyro.cli(
@@ -551,7 +558,7 @@ def parse(argv: Sequence[str]) -> tuple[object, dict[str, object]]:
         )
     if own:
         return parsed.run, train_overrides(argv, parsed.config, parsed.env)
-    return parsed, more
+    return parsed, {}
 
 
 def known_flags(target: type) -> list[str]:

@@ -9,7 +9,7 @@ __all__ = ['Representation', 'Block', 'Blocks', 'Env', 'Graded', 'Seen', 'Splits
 # %% ../../nbs/bench/08_env.ipynb #49f649bf
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import MinLen
@@ -60,11 +60,13 @@ class Env:
 
     def to(self, device: str | torch.device) -> "Env":
         "The same environment on another device."
-        return replace(self, **{k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)})
+        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
     def take(self, states: Tensor) -> "Env":
         "The environment of some states Long `[n]`; the pool is shared."
-        return replace(self, **{k: v[states] for k, v in vars(self).items() if isinstance(v, Tensor) and k != "pool"})
+        some: dict[str, Any] = {k: v[states] for k, v in vars(self).items() if isinstance(v, Tensor) and k != "pool"}
+        return replace(self, **some)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,9 @@ class Seen:
 class Splits(Seen):
     "The same with the test split, all graded; and what was estimated on dev."
 
+    train: Graded
+    dev_weights: Graded
+    dev_stop: Graded
     test: Graded
     tau_rel: float
 

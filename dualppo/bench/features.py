@@ -89,7 +89,7 @@ class Features:
 
 # %% ../../nbs/bench/04_features.ipynb #796ec1b1
 def _shapes(m: int, p: int, d: int) -> dict[str, tuple[int, ...]]:
-    rows = {
+    rows: dict[str, tuple[int, ...]] = {
         f"{name}.{part}": (n, d) if part == "q" else (n,)
         for name, n in (("query", m), ("knowledge", m), ("pool", p))
         for part in ("q", "scale")
@@ -367,9 +367,9 @@ def build_features(
     draw = np.random.default_rng(seed)
     references = [e.reference for e in exchanges]
     banks = [(REFERENCE, references)]
-    for kind, group in ((STRONG, "strong"), (MILD, "mild"), (BENIGN, "benign")) if tails else ():
+    for bank, group in ((STRONG, "strong"), (MILD, "mild"), (BENIGN, "benign")) if tails else ():
         picks = draw.integers(len(getattr(tails, group)), size=len(references))
-        banks.append((kind, [f"{r} {getattr(tails, group)[i]}" for r, i in zip(references, picks)]))
+        banks.append((bank, [f"{r} {getattr(tails, group)[i]}" for r, i in zip(references, picks)]))
     banks += [(UNSAFE, list(unsafe)), (REFUSAL, list(REFUSALS))]
     replies = [text for _, texts in banks for text in texts]
     kind = torch.cat([torch.full((len(texts),), k, dtype=torch.uint8) for k, texts in banks])

@@ -47,8 +47,14 @@ class Pairs:
     def join(self, other: "Pairs") -> "Pairs":
         "These pairs and those; the groups of the two sets are kept apart."
         group = torch.cat([self.group, other.group.to(self.group.device) - other.group.min() + self.group.max() + 1])
+
+        def both(ours: Tensor, theirs: Tensor) -> Tensor:
+            return torch.cat([ours, theirs.to(ours.device)])
+
         return Pairs(
-            *(torch.cat([a, b.to(a.device)]) for a, b in list(zip(vars(self).values(), vars(other).values()))[:3]),
+            both(self.prompt, other.prompt),
+            both(self.chosen, other.chosen),
+            both(self.rejected, other.rejected),
             group,
         )
 

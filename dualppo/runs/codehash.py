@@ -174,6 +174,7 @@ class Walk:
         self.seen[name] = statements
         package = module if (p := self.path(module)) and p.name == "__init__.py" else module.rpartition(".")[0]
         table = self.module(module)
+        assert table is not None  # the statements come from it
         for statement in statements:
             late = dict(_imports(ast.walk(statement), package))
             for target in late.values():

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, overload
 
 # %% ../../nbs/workshop/40a_jobs.ipynb #85475e98
 def _flock(file: int, how: int) -> bool:
@@ -52,6 +53,10 @@ class Lock:
         self.release()
 
 # %% ../../nbs/workshop/40a_jobs.ipynb #50a2806a
+@overload
+def lock(path: Path, shared: bool = False, wait: Literal[True] = True) -> Lock: ...
+@overload
+def lock(path: Path, shared: bool = False, wait: bool = True) -> Lock | None: ...
 def lock(path: Path, shared: bool = False, wait: bool = True) -> Lock | None:
     """Hold `path` as a lock file, alone or `shared`; None if somebody else has it and `wait` is off.
 
@@ -186,7 +191,8 @@ class Children:
             return process.wait()
         finally:
             self.running.discard(process)
-            process.stdin.close()
+            if process.stdin:  # a pipe: always
+                process.stdin.close()
 
     def stop(self) -> None:
         "End all processes, and the kernels that they started."

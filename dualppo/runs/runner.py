@@ -33,7 +33,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor
@@ -353,7 +353,7 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 # %% ../../nbs/workshop/41_runner.ipynb #703efcfa
-def finite(value: object) -> object:
+def finite(value: object) -> Any:
     "The value with floats rounded to 8 digits and nan as None, tensors and tuples as lists: what JSON can hold."
     if isinstance(value, float):
         return round(value, 8) if math.isfinite(value) else None
@@ -457,7 +457,12 @@ def run_stack(
     That is what a GPU is good at (notebooks 0f, 13).
     """
     splits = [make_envs(features, spec, seed, row.env).to(device) for seed in seeds]
-    trained = train_together(row, splits, seeds, report and (lambda seed, r: report({"seed": seed, **r})))
+
+    def tell(seed: int, epoch: dict) -> None:
+        if report:
+            report({"seed": seed, **epoch})
+
+    trained = train_together(row, splits, seeds, tell if report else None)
     for seed, one in zip(seeds, trained):
         keep(seed, one)
     return [in_contest(one, row, own, seed) for one, own, seed in zip(trained, splits, seeds)]
@@ -559,6 +564,11 @@ def forget(record: Path) -> None:
             path.unlink()
 
 # %% ../../nbs/workshop/41_runner.ipynb #34ac3a0b
+def _of_seed(report: Callable[[dict], None], seed: int) -> Callable[[dict], None]:
+    "What tells a report of every epoch of a seed."
+    return lambda epoch: report({"seed": seed, **epoch})
+
+
 def execute(
     run: Run, report: Callable[[dict], None] | None = None, features: Features | None = None, record: Path | None = None
 ) -> dict:
@@ -574,7 +584,7 @@ def execute(
     features = features or load_features(path)
     threads, started = torch.get_num_threads(), datetime.now(UTC)
     described = describe(run, features.sha256)
-    unfinished = record and Unfinished(record, f"{device.type}-{described['key']}")
+    unfinished = Unfinished(record, f"{device.type}-{described['key']}") if record else None
     results, seconds = unfinished.resume() if unfinished else ([], [])
 
     def keep(seed: int, trained: Trained) -> None:
@@ -588,10 +598,9 @@ def execute(
             results += run_stack(features, row, spec, left, device, report, keep)
             seconds += [round((time.perf_counter() - clock) / len(left), 3)] * len(left)
         for seed in run.seeds[len(results) :]:
-            clock, tell = time.perf_counter(), report and (lambda r, s=seed: report({"seed": s, **r}))
-            results.append(
-                run_seed(features, row, spec, seed, device, tell, unfinished and unfinished.checkpoint(seed), keep)
-            )
+            clock, checkpoint = time.perf_counter(), unfinished.checkpoint(seed) if unfinished else None
+            tell = _of_seed(report, seed) if report else None
+            results.append(run_seed(features, row, spec, seed, device, tell, checkpoint, keep))
             seconds.append(round(time.perf_counter() - clock, 3))
             if unfinished and seed != run.seeds[-1]:
                 unfinished.keep(results, seconds)
@@ -685,7 +694,7 @@ def read_record(path: Path) -> dict | None:
 def _complete(record: object) -> bool:
     "Whether a record holds all that tables and the manifest read, of the right type and of a size that can be drawn."
 
-    def fits(owner: object, **kinds: type) -> bool:
+    def fits(owner: object, **kinds: type) -> TypeGuard[dict]:
         return isinstance(owner, dict) and all(type(owner.get(name)) is kind for name, kind in kinds.items())
 
     texts = dict.fromkeys(("method", "setting", "profile", "title", "key", "code_sha256", "data_sha256"), str)
@@ -772,7 +781,7 @@ def run_from(parameters: Mapping[str, object]) -> Run:
     known = [f.name for f in fields(Run)]
     for name in parameters:
         one_of("parameter", name, known)
-    values = dict(parameters)
+    values: dict[str, Any] = dict(parameters)
     profile = PROFILES[one_of("profile", str(values.get("profile", "quick")), PROFILES)]
     seeds = values.get("seeds", list(profile.seeds_of(str(values.get("method", "dual_ppo")))))
     if isinstance(seeds, int) and not isinstance(seeds, bool):
@@ -1112,9 +1121,9 @@ def claims(queue: Sequence[Run], outputs: Path, most: int) -> Iterator[tuple[Run
             yield run, claim
 
 
-def _claimed(claim: Lock, *job: object) -> Outcome:
+def _claimed(claim: Lock, run: Run, outputs: Path, notebooks: bool, children: Children, texts: str) -> Outcome:
     with claim:
-        return run_child(*job)
+        return run_child(run, outputs, notebooks, children, texts)
 
 # %% ../../nbs/workshop/41_runner.ipynb #83c7def7
 def manifest(outputs: Path) -> dict:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from ..text.data import SCRATCH, DataError, atomic_write, sha256_of
 
@@ -61,20 +62,22 @@ class Config:
     texts: str = ""  # the dialogue files the features were built from, to show examples as text
 
 
-def read_config(values: Mapping[str, object]) -> Config:
+def read_config(values: Mapping[str, Any]) -> Config:
     "Snakemake's `config` as a `Config`. Raises DataError for unknown names and values of a wrong type."
-    kinds = {f.name: type(f.default) for f in fields(Config)}
+    kinds: dict[str, type] = {f.name: type(f.default) for f in fields(Config)}
     for name, value in values.items():
         kind = kinds[one_of("config key", name, kinds)]
         if (
             not isinstance(value, (list, tuple) if kind is tuple else kind)
             or kind is int
+            and isinstance(value, int)
             and (isinstance(value, bool) or value < 0)
         ):
             raise DataError(
                 f"config key {name!r} must be {'a list' if kind is tuple else kind.__name__}, got {value!r}."
             )
-    return Config(**{name: tuple(value) if kinds[name] is tuple else value for name, value in values.items()})
+    typed: dict[str, Any] = {n: tuple(value) if kinds[n] is tuple else value for n, value in values.items()}
+    return Config(**typed)
 
 # %% ../../nbs/workshop/45_workflow.ipynb #5213f3e3
 def parts(run: Run) -> list[Run]:
@@ -221,12 +224,13 @@ def store(text: str) -> int:
     outputs = Path(values["run"].pop("outputs"))
     values["run"].pop("texts")
     try:
-        run, records = run_from(values["run"]), [read_record(Path(path)) for path in values["records"]]
-        if None in records:
-            raise DataError(
-                f"{values['records'][records.index(None)]}: not a record of a run; "
-                "delete it and call the workflow again."
-            )
+        run = run_from(values["run"])
+        records: list[dict] = []
+        for path in values["records"]:
+            record = read_record(Path(path))
+            if record is None:
+                raise DataError(f"{path}: not a record of a run; delete it and call the workflow again.")
+            records.append(record)
         merged = to_json(merge(run, records))
         notebook_path(outputs, run).unlink(missing_ok=True)  # one of an earlier record
         for part, path in zip(parts(run), map(Path, values["records"])):

@@ -73,7 +73,8 @@ def _bad(file: Any, row: int | None, field: str, what: str, do: str) -> DataErro
     return DataError(f"{', '.join(place)}: {what}; {do}.")
 
 # %% ../../nbs/text/01_data.ipynb #2ca631c0
-_WRITE_TROUBLE = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up",
+_WRITE_TROUBLE: dict[int | None, str] = {  # an error may have no number
+                  errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up",
                   errno.EFBIG: "the file would be larger than is allowed here",
                   errno.EROFS: "the folder is on a read-only file system",
                   errno.EACCES: "no permission to write there", errno.EPERM: "no permission to write there",
@@ -136,7 +137,9 @@ class _Buffer:
     def peek(self) -> str:
         "The next character that is no white space, '' at the end."
         while True:
-            self.at = _SPACE.match(self.text, self.at).end()
+            space = _SPACE.match(self.text, self.at)
+            assert space is not None  # it matches nothing at all, too
+            self.at = space.end()
             if self.at < len(self.text) or not self.more():
                 return self.text[self.at:self.at + 1]
 
@@ -245,7 +248,7 @@ class _Reader:
 def _as(kind: type, value: Any, reader: _Reader, row: int, field: str) -> Any:
     "`value`, checked to be a list, dict or str."
     if not isinstance(value, kind):
-        names = {list: "a list", dict: "an object", str: "a text"}
+        names: dict[type, str] = {list: "a list", dict: "an object", str: "a text"}
         raise reader.bad(row, field, f"expected {names[kind]}, found {type(value).__name__}", "correct the type")
     return value
 
@@ -505,7 +508,8 @@ def load_dialogues(path: str | Path, strict: bool | None = None) -> tuple[list[E
     files = _files(path) if path.is_dir() else [path]
     if not files:
         raise _bad(path, None, "", "no *.json file in this folder", "point to dialogue files, for example valid.json")
-    exchanges, removals = [], []
+    exchanges: list[Exchange] = []
+    removals: list[Removal] = []
     for file in files:
         read = _reader_for(file)
         kept, left_out = read(file) if strict is None else read(file, strict)
@@ -531,7 +535,9 @@ def clean(exchanges: Sequence[Exchange], lowercase: bool = False) -> tuple[list[
             removals.append(Removal(file, row, old.turn, empty or "", "empty text" if empty else "repeated exchange"))
         else:
             seen.add(tuple(texts.values()))
-            kept.append(replace(old, **texts))
+            kept.append(
+                replace(old, query=texts["query"], knowledge=texts["knowledge"], reference=texts["reference"])
+            )
     return kept, removals
 
 # %% ../../nbs/text/01_data.ipynb #59d6f31a
@@ -548,7 +554,9 @@ def split_by_dialogue(
             f"fractions {tuple(fractions)}: need three shares, none negative, that sum to 1; use (.70, .15, .15)."
         )
     size = Counter(names)
-    order = np.random.default_rng(seed).permutation(np.array(sorted(size), dtype=object)) if size else []
+    order: np.ndarray | list[str] = []
+    if size:
+        order = np.random.default_rng(seed).permutation(np.array(sorted(size), dtype=object))
     n = np.array([size[name] for name in order], dtype=float)
     middle = (np.cumsum(n) - n / 2) / max(1, len(names))
     part = np.searchsorted(np.cumsum(fractions)[:2], middle, side="right")
@@ -577,7 +585,7 @@ def sha256_of(path: str | Path) -> str:
 class _Bounded:
     "A readable stream that stops with a `DataError` after `limit` bytes: the guard against archive bombs."
 
-    def __init__(self, file: BinaryIO, limit: int, name: Any):
+    def __init__(self, file: BinaryIO | gzip.GzipFile, limit: int, name: Any):
         self.file, self.left, self.name = file, limit, name
 
     def read(self, size: int = -1) -> bytes:
@@ -601,10 +609,13 @@ class _Header(tarfile.TarInfo):
     "A member's header; stops with ReadError where tarfile would fill the memory, loop for long, or quietly end early."
 
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "_Header":
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
         try:
             header = super().frombuf(buf, encoding, errors)
-        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
+        except (
+            tarfile.InvalidHeaderError,  # type: ignore[attr-defined]  # typeshed names only their base
+            tarfile.TruncatedHeaderError,  # type: ignore[attr-defined]
+        ) as error:
             raise tarfile.ReadError(str(error)) from error
         if header.size < 0 or header.type in _EXTENSIONS and header.size > 1 << 20:
             raise tarfile.ReadError(f"a header that claims {header.size} bytes")
@@ -639,7 +650,9 @@ def open_tar(archive: str | Path, max_bytes: int) -> Iterator[tarfile.TarFile]:
             zipped = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             stream = _Bounded(gzip.GzipFile(fileobj=raw) if zipped else raw, max_bytes, archive)
-            with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header) as tar:
+            with tarfile.open(  # type: ignore[call-overload]  # typeshed asks a stream to write, tell and seek too
+                fileobj=stream, mode="r|", tarinfo=_Header
+            ) as tar:
                 yield tar
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, ValueError, RecursionError) as error:
         if isinstance(error, DataError):
@@ -664,8 +677,10 @@ def _unpack(archive: Path, folder: Path, max_bytes: int, max_members: int) -> No
             (target if member.isdir() else target.parent).mkdir(parents=True, exist_ok=True)
             if member.isreg():
                 seen.add(str(PurePosixPath(member.name)))
+                content = tar.extractfile(member)
+                assert content is not None  # a regular file has one
                 with open(target, "xb") as out:
-                    shutil.copyfileobj(tar.extractfile(member), out, 1 << 20)
+                    shutil.copyfileobj(content, out, 1 << 20)
 
 # %% ../../nbs/text/01_data.ipynb #4e1adc44
 def extract_safely(archive: str | Path, into: str | Path, max_bytes: int = 8 << 30, max_members: int = 1000) -> Path:
@@ -842,7 +857,7 @@ def audit(exchanges: Sequence[Exchange] | None = None, removals: Sequence[Remova
     """
     p, official = PRINTED_COUNTS, OFFICIAL_TRAIN
     rest = p["kept"] - p["removed"]
-    rows = [
+    rows: list[tuple[str, int | None, int]] = [
         ("train + dev + test = kept", p["kept"], p["train"] + p["dev"] + p["test"]),
         ("70 % of kept", p["train"], round(0.70 * p["kept"])),
         ("15 % of kept (dev)", p["dev"], round(0.15 * p["kept"])),

@@ -170,7 +170,8 @@ class VectorBlock:
 def context_block(turns: Tensor, dialogue: Sequence[int] | Tensor, turn: Sequence[int] | Tensor,
                   decay: float = .5) -> Tensor:
     "E_context: `turns [M, d]` of each exchange → `[M, d]`, the decayed mean of *earlier* turns of its dialogue (A23)."
-    out, memory = torch.zeros_like(turns, dtype=torch.float32), {}
+    out = torch.zeros_like(turns, dtype=torch.float32)
+    memory: dict[int, Tensor] = {}
     dialogue, turn = (list(x.tolist() if hasattr(x, "tolist") else x) for x in (dialogue, turn))
     for i in sorted(range(len(turns)), key=lambda i: turn[i]):
         past = memory.get(dialogue[i], torch.zeros(turns.shape[1]))

@@ -95,7 +95,9 @@ def _from_archive(archive: Path, member: str, largest: int = _LARGEST) -> bytes 
         return _from_wheel(archive, member, largest)
     with open_tar(archive, largest) as source:
         found = (m for m in source if m.isreg() and not m.issparse() and m.name.endswith("/" + member))
-        return source.extractfile(first).read() if (first := next(found, None)) else None
+        first = next(found, None)
+        content = source.extractfile(first) if first else None
+        return content.read() if content else None
 
 
 def _from_wheel(archive: Path, member: str, largest: int) -> bytes | None:
@@ -162,6 +164,7 @@ def _walk(content: bytes, num_words: int) -> dict[str, int]:
     memo: dict[int, Any] = {}
     index: dict[str, int] = {}
     last, word, inside = None, None, False
+    arg: Any  # what follows an opcode: a number, a text, bytes or nothing
     for op, arg, _ in pickletools.genops(content):
         name = op.name
         if name.endswith(("BINPUT", "MEMOIZE")):
@@ -545,8 +548,8 @@ def class_weights(y: np.ndarray, positive: float) -> np.ndarray:
 def fit_head(x: Tensor, y: Tensor, calibration_x: Tensor, calibration_y: Tensor, base_rate: float = 0.05,
              c: float = 3.0) -> HeadWeights:
     "Embeddings [n, d] and labels [n] → direction from class-balanced rows, then slope and intercept on *other* rows."
-    x, y, cx, cy = (t.numpy() for t in (x, y, calibration_x, calibration_y))
-    line = _logistic(x, y, c, class_weights(y, .5))
+    rows, labels, cx, cy = (t.numpy() for t in (x, y, calibration_x, calibration_y))
+    line = _logistic(rows, labels, c, class_weights(labels, .5))
     margin = line.decision_function(cx)[:, None]
     platt = _logistic(margin, cy, 1e6, class_weights(cy, base_rate))
     slope, intercept = platt.coef_.item(), platt.intercept_.item()
