@@ -85,9 +85,9 @@ class Ambiguity:
 # %% ../../nbs/papers/38_ambiguities.ipynb #4dc524aa
 def _contrast(where: str, item: object) -> Contrast:
     "A contrast whose arms exist. Raises DataError."
-    fits = isinstance(item, dict) and {"base", "other"} <= set(item) <= {"base", "other", "overrides", "study"}
     if (
-        not fits
+        not isinstance(item, dict)
+        or not {"base", "other"} <= set(item) <= {"base", "other", "overrides", "study"}
         or not all(isinstance(v, dict if k == "overrides" else str) for k, v in item.items())
         or {"overrides", "study"} <= set(item)
     ):
@@ -147,6 +147,11 @@ def load_ambiguities(path: Path | None = None) -> tuple[Ambiguity, ...]:
 METRICS = ("average_reward", "harm")
 
 
+def _recorded(values: Mapping[str, object]) -> dict[str, object]:
+    "Fields as a record holds them."
+    return {name: finite(value) for name, value in values.items()}
+
+
 def is_arm(record: Mapping, arm: Arm, setting: str) -> bool:
     """Whether a record is a run of an arm on a setting.
 
@@ -156,10 +161,10 @@ def is_arm(record: Mapping, arm: Arm, setting: str) -> bool:
     if record["method"] != name or record["setting"] != setting or record["profile"] not in PROFILES:
         return False
     row, spec = resolve(Run(name, setting, profile=record["profile"], overrides=overrides))
-    expected = finite({"method": asdict(row.config), "env": asdict(row.env), "candidates": asdict(spec)})
-    recorded = (
-        {part: finite(record["config"][part]) for part in expected} if isinstance(record.get("config"), dict) else {}
-    )
+    chosen = {"method": row.config, "env": row.env, "candidates": spec}
+    expected = {part: _recorded(asdict(values)) for part, values in chosen.items()}
+    config = record.get("config")
+    recorded = {part: _recorded(config[part]) for part in expected} if isinstance(config, dict) else {}
     same = all(expected[part].get(k, v) == v for part, values in recorded.items() for k, v in values.items())
     return same and set(overrides) <= {k for values in recorded.values() for k in values}
 
@@ -204,10 +209,9 @@ def _effect(contrast: Contrast, records: Sequence[Mapping], setting: str) -> Eff
     ]
     if not pairs:
         return Effect(contrast, setting, Cell.of([]), Cell.of([]))
-    base, other = max(pairs, key=lambda pair: len(_differences(*pair, METRICS[0])))
-    return Effect(
-        contrast, setting, *(Cell.of(_differences(base, other, metric)) for metric in METRICS), base["profile"]
-    )
+    base, other = max(pairs, key=lambda pair: len(_differences(pair[0], pair[1], METRICS[0])))
+    reward, harm = (Cell.of(_differences(base, other, metric)) for metric in METRICS)
+    return Effect(contrast, setting, reward, harm, base["profile"])
 
 # %% ../../nbs/papers/38_ambiguities.ipynb #6ae8fef2
 NOT_MEASURED, NOTHING = "not measured", "–"

@@ -9,6 +9,7 @@ __all__ = ['PAPER', 'COLUMNS', 'printed_value', 'Check', 'relative', 'sampling_e
 # %% ../../nbs/papers/33_claims.ipynb #b3371e17
 from dataclasses import dataclass
 from itertools import permutations
+from typing import Literal
 
 from ..text.data import PRINTED_COUNTS
 
@@ -153,7 +154,9 @@ def arithmetic() -> list[Check]:
     return checks
 
 
-def verdict(check: Check) -> str:
+def verdict(
+    check: Check,
+) -> Literal["reproduced", "not reproducible as specified", "contradicted by its own table"]:
     "'reproduced' or 'contradicted by its own table'; a ± of nothing in particular is 'not reproducible as specified'."
     ok = {"at least ×": check.recomputed >= check.printed, "sign": check.recomputed > 0}.get(check.unit, check.holds)
     return (

@@ -62,15 +62,15 @@ def fronts_figure(
                 )
         others = [record for (own, name), record in records.items() if own == setting and name not in SHOWN]
         if others:
-            harm, help_ = (
+            harms, helps = (
                 [Cell.of([one[part][metric] for one in record["results"]]) for record in others]
                 for metric in ("p_harm", "help")
             )
             ax.errorbar(
-                [c.mean for c in harm],
-                [c.mean for c in help_],
-                xerr=[c.half for c in harm],
-                yerr=[c.half for c in help_],
+                [c.mean for c in harms],
+                [c.mean for c in helps],
+                xerr=[c.half for c in harms],
+                yerr=[c.half for c in helps],
                 fmt="x",
                 ms=3,
                 lw=0.5,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..methods.baselines import Control
-from ..bench.env import Env
+from ..bench.env import Graded
 from ..policies.policy import all_log_probs
 from ..losses.surrogate import kl_divergence
 
@@ -35,7 +35,7 @@ def best_of_n(log_probs: Tensor, proxy: Tensor, n: float) -> Tensor:
 MEASURES = {"proxy: help": "dev_help", "judge: good": "dev_good", "grader: harm": "dev_harm"}
 
 
-def best_of_n_curve(env: Env, n: tuple[float, ...] = (1, 1.5, 2, 3, 4, 8, 16, 64)) -> pd.DataFrame:
+def best_of_n_curve(env: Graded, n: tuple[float, ...] = (1, 1.5, 2, 3, 4, 8, 16, 64)) -> pd.DataFrame:
     "√KL and the three measures of the exact best of n by help, from the similarity ranking on a split; one row per n."
     begun = all_log_probs(Control("similarity"), env)
     values = dict(zip(MEASURES, (env.reward[..., 0], env.good, (env.p_grade > env.tau_metric).float())))

@@ -89,7 +89,9 @@ class Evidence:
 
 def gather(outputs: Path, plan: Registration | None = None) -> Evidence:
     "All the evidence below an outputs folder."
-    plan, runs, answered = plan or registration(), {}, {}
+    plan = plan or registration()
+    runs: dict[str, dict[tuple[str, str], Mapping]] = {}
+    answered: dict[tuple[str, str, str], tuple[str, Answer]] = {}
     for profile in (plan.profile, "quick"):
         try:
             records = read_runs(outputs, profile)
@@ -112,7 +114,7 @@ def judged(claimed: int, answer: Answer) -> Verdict:
     """
     if answer.verdict in _SIGN:
         return "direction only" if claimed == _SIGN[answer.verdict] else "contradicted"
-    if answer.verdict.endswith("equivalent"):
+    if answer.verdict == "equivalent" or answer.verdict == "not shown to be equivalent":
         return answer.verdict if claimed == 0 else "contradicted" if answer.verdict == "equivalent" else "not found"
     return "too few seeds to tell" if answer.verdict == "too few seeds to tell" else "not found"
 

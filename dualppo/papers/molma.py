@@ -198,7 +198,7 @@ def front_figure(study_records: Mapping[str, Mapping], fronts: Sequence, start: 
 def _trade(runs: Mapping[str, Mapping], name: str, opponent: str) -> str:
     "Whether both reward models gain over an opponent, as the end of a sentence."
     help_, safe = (Cell.of(rates(runs[name], opponent, judge)) for judge in SELF)
-    signs = {0 if cell.holds(0.5) else math.copysign(1, cell.mean - 0.5) for cell in (help_, safe)}
+    signs = {0 if cell.holds(0.5) else int(math.copysign(1, cell.mean - 0.5)) for cell in (help_, safe)}
     return {
         frozenset({1, -1}): "; what one model gains the other loses",
         frozenset({1}): "; both gain",

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 
 from ..bench.candidates import SETTINGS
@@ -117,7 +118,8 @@ def read_runs(outputs: Path, folder: str = "quick") -> list[dict]:
 
 def _flat(record: Mapping) -> dict[str, object]:
     "What distinguishes an arm: every field of its configuration, its profile, its code and machine."
-    parts = record.get("config") if isinstance(record.get("config"), dict) else {}
+    config = record.get("config")
+    parts = config if isinstance(config, dict) else {}
     fields = {
         f"{part}.{name}": value
         for part, values in parts.items()
@@ -150,7 +152,7 @@ def shown_folder(outputs: Path) -> str:
     The registered profile's where each of its methods has run in both settings, else `quick`.
     """
     ran = {(r["setting"], r["method"]) for r in records_at(outputs, "paper")}
-    return "paper" if ran >= set(product(SETTINGS, PROFILES["paper"].methods)) else "quick"
+    return "paper" if ran >= set(product(SETTINGS, PROFILES["paper"].methods or all_methods())) else "quick"
 
 
 def per_seed(records: Iterable[Mapping]) -> pd.DataFrame:
@@ -173,7 +175,7 @@ class Cell:
     n: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Cell":
+    def of(cls, values: ArrayLike) -> "Cell":
         "The cell of one value per seed; nan are left out."
         x = np.asarray(values, dtype=float)
         x = x[~np.isnan(x)]
@@ -407,10 +409,11 @@ def to_html(table: Table, picture: bytes | None = None) -> str:
     from great_tables import GT
 
     keys = ["method", *(f"c{i}" for i in range(len(table.columns)))]
-    labels = dict(zip(keys, ["Method", *(plain(label) for _, label in table.columns)]))
+    labels = ["Method", *(plain(label) for _, label in table.columns)]
     title = html.escape(plain(table.title))
     rows = [[plain(cell) for cell in row] for row in table.rows]
-    gt = GT(pd.DataFrame(rows, columns=keys), id=table.name).cols_label(labels)  # escapes cells and labels itself
+    gt = GT(pd.DataFrame(rows, columns=keys), id=table.name)  # escapes cells and labels itself
+    gt = gt.cols_label(dict(zip(keys, labels)))
     at = 1
     for group, names in table.groups:
         gt = gt.tab_spanner(group, keys[at : at + len(names)], id=f"group{at}") if group else gt
@@ -447,7 +450,7 @@ def to_png(table: Table) -> bytes:
     drawn.auto_set_column_width(range(len(heads)))
     for (row, column), cell in drawn.get_celld().items():
         cell.set_height(2.2 / (len(table.rows) + 4) if row == 0 else 1 / (len(table.rows) + 4))
-        cell.get_text().set_ha("left" if column == 0 else "right")
+        cell.get_text().set_horizontalalignment("left" if column == 0 else "right")
     return figure_png(figure, table.caption)
 
 
@@ -620,7 +623,7 @@ def write_table(table: Table, outputs: Path, folder: str, chart: bytes | None = 
     With `chart`, that picture stands in the html and is the png.
     """
     into = tables_folder(outputs, folder) / table.name
-    forms = {
+    forms: dict[Path, str | bytes] = {
         into.with_suffix(".csv"): to_csv(table),
         into.with_suffix(".md"): to_markdown(table),
         into.with_suffix(".tex"): to_tex(table),
@@ -686,7 +689,9 @@ def _write_comparison(records: Sequence[Mapping], published: Path | None, folder
 # %% ../../nbs/papers/42_tables.ipynb #2d523a8a
 def published_runs(published: Path | None, folder: str) -> list[dict] | None:
     "The committed records to compare with: of the same folder, else of `quick`; None if there are none."
-    for name in (folder, "quick") if published else ():
+    if published is None:
+        return None
+    for name in (folder, "quick"):
         try:
             return read_runs(published, name)
         except DataError:
@@ -803,7 +808,7 @@ TABLE1 = {
 }
 
 
-def _same(printed_value: str, ours: object) -> bool:
+def _same(printed_value: str, ours: float | list[float]) -> bool:
     numbers = [float(part) for part in printed_value.replace(" turns", "").split(",")]
     return numbers == [float(v) for v in (ours if isinstance(ours, list) else [ours])]
 

@@ -32,7 +32,7 @@ from ..papers import molma
 from ..bench.candidates import SETTINGS, CandidateSpec
 from ..papers.claims import arithmetic, texts, verdict
 from ..text.data import DataError, atomic_write, load_json, read_text
-from ..bench.env import make_envs
+from ..bench.env import Graded, make_envs
 from ..bench.features import Features, load_features
 from ..exact.front import front
 from ..papers.fronts import fronts_figure
@@ -101,13 +101,14 @@ def digest(inline: str) -> str:
     return base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()
 
 
+_LOADER = PackageLoader("dualppo", "assets/templates")
 TEMPLATES = Environment(
-    loader=PackageLoader("dualppo", "assets/templates"), autoescape=True, undefined=StrictUndefined, auto_reload=False,
+    loader=_LOADER, autoescape=True, undefined=StrictUndefined, auto_reload=False,
     finalize=lambda shown: shown if isinstance(shown, Markup) else plain(str(shown)),
     trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
 TEMPLATES.filters |= {"prose": prose, "value": value, "signed": signed, "digest": digest}
 TEMPLATES.globals |= {"zip": zip}
-STYLE, SCRIPT = (TEMPLATES.loader.get_source(TEMPLATES, name)[0] for name in ("report.css", "report.js"))
+STYLE, SCRIPT = (_LOADER.get_source(TEMPLATES, name)[0] for name in ("report.css", "report.js"))
 
 
 def fill(name: str, *given: object) -> Markup:
@@ -241,8 +242,9 @@ def _on_features(outputs: Path, runs: Mapping, settings: Iterable[str], features
     yield drawn(fronts_figure(fronts, runs, (fixed.p_harm, fixed["help"])), "Every method on the exact front",
                 "No policy can lie above the line. Crosses are 95 % t-intervals over seeds; the line is that of seed 0 "
                 "(notebook 3g).")
-    if (hacking := records_of(HACKING, outputs)) and "stress" in envs:
-        yield drawn(hacking_figure(hacking, best_of_n_curve(envs["stress"].dev_stop)),
+    dev = envs["stress"].dev_stop if "stress" in envs else None
+    if (hacking := records_of(HACKING, outputs)) and isinstance(dev, Graded):
+        yield drawn(hacking_figure(hacking, best_of_n_curve(dev)),
                     "Proxy, judge and grader as training goes on",
                     "Dev, exact, first seed; dashed: exact gradient, dotted: best of n, which trains nothing. "
                     "Exploratory (notebook 3e).")
@@ -471,20 +473,20 @@ def gather(outputs: Path, published: Path | None, folder: str) -> Page:
     records = read_runs(outputs, folder) if records_at(outputs, folder) else []
     log, tuning = discrepancies(outputs), outputs / "tuning.csv"
     bodies = [
-        ("claims", "Claims ledger", ledger(*claims) if any(claims := read_ledger(outputs)) else ""),
+        ("claims", "Claims ledger", ledger(*claims) if any(claims := read_ledger(outputs)) else Markup()),
         *_tables(records),
         ("molma", "MOLMA, the same bench", molma_html(records_at(outputs, "molma"))),
         ("figures", "Figures", pictures(figures_folder(outputs, folder), records)),
         ("studies", "Studies", study_figures(outputs, records)),
         ("compared", "Beside the published results",
-         compared_html(records, published, folder) if records and published else ""),
+         compared_html(records, published, folder) if records and published else Markup()),
         ("arithmetic", "The paper's own arithmetic", arithmetic_html()),
-        ("log", "Discrepancy log", log_html(log) if len(log) else ""),
+        ("log", "Discrepancy log", log_html(log) if len(log) else Markup()),
         ("method", "Method", method_html(records)),
         ("graders", "Who grades", graders_html(outputs)),
-        ("tuning", "Learning rates", _tuning(tuning) if tuning.is_file() else ""),
-        ("data", "Data and machine", data_html(records) if records else ""),
-        ("manifest", "Manifest", manifest_html(outputs) if (outputs / "manifest.json").is_file() else ""),
+        ("tuning", "Learning rates", _tuning(tuning) if tuning.is_file() else Markup()),
+        ("data", "Data and machine", data_html(records) if records else Markup()),
+        ("manifest", "Manifest", manifest_html(outputs) if (outputs / "manifest.json").is_file() else Markup()),
         ("cite", "How to cite", cite_html()),
         ("licence", "Licence and attribution", fill("sections.licence")),
     ]
