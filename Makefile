@@ -50,8 +50,9 @@ reproduce: env  ## run the main job and print the paper's tables beside yours
 	@$(BIN)/dualppo reproduce --profile $(PROFILE) $(ARGS)
 
 # The export is checked in a copy: nothing here writes into the tree.
-lint: env  ## style, and is the package what the notebooks export?
+lint: env  ## style, types, arrows, and is the package what the notebooks export?
 	@$(BIN)/ruff check .
+	@$(BIN)/mypy --no-error-summary
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/lint-imports --no-cache --no-logo > /dev/null || $(BIN)/lint-imports --no-cache
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q tests/test_project.py::test_modules_are_exactly_what_the_notebooks_export
 
