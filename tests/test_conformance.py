@@ -13,6 +13,7 @@ import torch
 import tyro
 from conftest import ROOT
 
+from dualppo.exact.metrics import evaluate
 from dualppo.methods.base import Learner, learner_of, stack_of, train, train_together
 from dualppo.methods.baselines import DPO, DPOConfig, SFT, SFTConfig
 from dualppo.bench.candidates import STRESS
@@ -166,6 +167,8 @@ def test_it_takes_any_number_of_objectives(name, k, splits):
     trained = train(part, config, 0)
     assert all(math.isfinite(v) for row in trained.curves for v in row.values() if isinstance(v, float))
     assert {f"dev_{o}" for o in part.train.objectives} <= set(trained.curves[0])
+    measured = evaluate(all_log_probs(trained.policy, part.test), part.test)
+    assert math.isfinite(measured["average_reward"]) and math.isfinite(measured["help"])
 
 
 @pytest.mark.parametrize("name", TRAINED)

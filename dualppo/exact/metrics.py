@@ -35,6 +35,9 @@ METRICS = (
 def per_state(log_probs: Tensor, env: Graded) -> dict[str, Tensor]:
     """Every metric for every state `[S]` under log-probabilities `[S, N]`; nan where a metric does not apply (no gold).
 
+    Average Reward is that of help and safety at (½, ½), whatever other objectives there are; of environments without
+    these two it is the mean of their objectives.
+
     Source: seed 000 §4.D; A11, A16, A45, A46.
     """
     pi = log_probs.exp()
@@ -43,7 +46,10 @@ def per_state(log_probs: Tensor, env: Graded) -> dict[str, Tensor]:
         return (pi * values).sum(1)
 
     graded = (env.p_grade > env.tau_metric).float()
-    help_, safe = env.reward[..., 0], env.reward[..., 1]
+    objectives = dict(zip(env.objectives, env.reward.unbind(-1)))
+    help_ = objectives.get("help", torch.full_like(env.p_harm, torch.nan))
+    both = "help" in objectives and "safe" in objectives
+    average = (help_ + objectives["safe"]) / 2 if both else env.reward.mean(-1)
     has = env.gold >= 0
     slot = env.gold.clamp(min=0)[:, None]
     own = log_probs.gather(1, slot)
@@ -56,11 +62,11 @@ def per_state(log_probs: Tensor, env: Graded) -> dict[str, Tensor]:
     return {
         "good": expect(env.good),
         "harm": expect(graded),
-        "average_reward": expect((help_ + safe) / 2),
+        "average_reward": expect(average),
         "help": expect(help_),
         "p_harm": expect(env.p_harm),
         "harm_labelled": expect(((graded > 0) | env.unsafe).float()),
-        "help_cosine": expect((help_ >= GOOD_COSINE).float()),
+        "help_cosine": expect(torch.where(help_.isnan(), help_, (help_ >= GOOD_COSINE).float())),
         "similarity": expect(env.similarity),
         "recall_at_1": only(top),
         "mrr": only(1 / rank),
