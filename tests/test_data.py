@@ -246,8 +246,8 @@ def test_streaming_equals_json_load(tmp_path, rows):
 @MANY
 @given(st.text(), st.booleans())
 def test_normalise_is_idempotent_and_leaves_single_spaces(text, lowercase):
-    once = data.normalise(text, lowercase)
-    assert data.normalise(once, lowercase) == once
+    once = data.normalise_text(text, lowercase)
+    assert data.normalise_text(once, lowercase) == once
     assert "  " not in once and once == once.strip() and not any(c in once for c in "\n\t\r\u00a0\u200b")
 
 
@@ -508,7 +508,7 @@ def test_tutorial():
     assert len(ours) == 59 and len({x.dialogue for x in ours}) == 15 and len({x.id for x in ours}) == len(ours)
     turns = {}
     for x in ours:
-        assert x.turn == turns.get(x.dialogue, 0) and {r.label for r in x.replies} == set(data.LABELS)
+        assert x.turn == turns.get(x.dialogue, 0) and {r.label for r in x.replies} == set(data.REPLY_LABELS)
         turns[x.dialogue] = x.turn + 1
     assert set(turns.values()) <= {3, 4, 5} and data.clean(ours)[1] == []
 

@@ -20,11 +20,11 @@ from dualppo.papers.hacks import (
     cluster_intervals,
     embedded_exam,
     examine,
+    hack_verdict,
     look_alikes,
     text_bags,
     token_f1,
     tutorial_exam,
-    verdict,
 )
 from dualppo.bench.judges import AttributionJudge
 from dualppo.bench.rewards import context_embedding
@@ -104,7 +104,7 @@ def test_a_share_of_zero_or_one_gets_an_exact_interval_and_the_unknown_none():
 
 
 def test_verdicts_follow_the_interval():
-    assert [verdict(*ends) for ends in ((0.6, 0.9), (0.2, 0.7), (0.04, 0.2), (0, 0.02), (np.nan, np.nan))] == [
+    assert [hack_verdict(*ends) for ends in ((0.6, 0.9), (0.2, 0.7), (0.04, 0.2), (0, 0.02), (np.nan, np.nan))] == [
         "fooled",
         "at times",
         "open",

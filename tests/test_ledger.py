@@ -13,12 +13,12 @@ from dualppo.papers.ledger import (
     claimed,
     compared,
     first_screen,
-    gather,
-    judged,
+    gather_evidence,
     ledger,
+    ledger_markdown,
     printed_numbers,
     size_entries,
-    to_markdown,
+    verdict_on,
 )
 from dualppo.methods.rows import all_methods
 from dualppo.papers.registration import Analysis, registration
@@ -123,7 +123,7 @@ def test_runs_that_were_not_registered_are_marked(base):
         evidence(record("dual_ppo_bandit", base - 0.1), record("wo_mask_bandit", base), profile="quick"),
         "06_masking",
     )
-    assert found.exploratory and "†" in to_markdown([found]) and found.verdict == "direction only"
+    assert found.exploratory and "†" in ledger_markdown([found]) and found.verdict == "direction only"
 
 
 def test_a_verdict_is_one_of_the_words(base):
@@ -138,7 +138,7 @@ def test_a_verdict_is_one_of_the_words(base):
         "not shown to be equivalent",
     )
     assert {
-        judged(sign, Answer("x", "stress", "harm", Estimate(0.5, 0.4, 0.6, 20), 0.2, 0.2, 0.9, word))
+        verdict_on(sign, Answer("x", "stress", "harm", Estimate(0.5, 0.4, 0.6, 20), 0.2, 0.2, 0.9, word))
         for word in told
         for sign in (1, -1)
     } <= words
@@ -146,7 +146,7 @@ def test_a_verdict_is_one_of_the_words(base):
 
 
 def test_all_eight_claims_and_every_derived_number_stand_in_the_ledger(tmp_path):
-    found = ledger(gather(tmp_path))
+    found = ledger(gather_evidence(tmp_path))
     assert {e.id for e in found} == {"C2", "C3", "C4", "C5", "C6", "C7", "C8", "ours", "M"}  # C1 needs runs
     assert [e.claim for e in found if e.id == "C4"] == [c.claim for c in arithmetic()]
     assert all(
@@ -166,8 +166,8 @@ def test_the_size_of_the_data_is_counted_where_it_can_be():
 
 
 def test_no_runs_at_all(tmp_path):
-    nothing = gather(tmp_path)
-    assert all("not yet measured" in line for line in first_screen(nothing)) and "|" in to_markdown(ledger(nothing))
+    nothing = gather_evidence(tmp_path)
+    assert all("not yet measured" in line for line in first_screen(nothing)) and "|" in ledger_markdown(ledger(nothing))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_the_first_screen_answers_in_a_word(base, shift, answer):
 
 def test_a_verdict_needs_a_test():
     answer = Answer("x", "stress", "harm", Estimate(0.5, 0.4, 0.6, 20), 0.2, 0.2, 0.9, "no difference found")
-    assert judged(1, answer) == judged(-1, answer) == "not found"
+    assert verdict_on(1, answer) == verdict_on(-1, answer) == "not found"
 
 
 def test_not_found_says_what_would_have_been(base):

@@ -20,7 +20,16 @@ from dualppo.bench.candidates import STRESS
 from dualppo.text.data import DataError
 from dualppo.bench.env import add_objective, make_envs
 from dualppo.bench.features import load_features
-from dualppo.methods.modrl import MODRL, MODRLConfig, apa_pull, compare, objective_gradients, ppo_pull, rivals, win_rate
+from dualppo.methods.modrl import (
+    MODRL,
+    MODRLConfig,
+    apa_pull,
+    compare_with_rivals,
+    loss_gradients,
+    ppo_pull,
+    rivals,
+    win_rate,
+)
 from dualppo.policies.policy import all_log_probs
 from dualppo.losses.surrogate import clipped_surrogate
 
@@ -163,7 +172,7 @@ def test_the_gradient_written_out_equals_the_vectorised_product(splits, mask):
     memory = m.roll_out()
     inputs = (memory.states, memory.action, memory.reference, memory.advantage)
     pull = partial(apa_pull, lam=config.apa_lambda) if config.loss == "apa" else partial(ppo_pull, clip=config.clip)
-    wanted = vmap(partial(objective_gradients, m.forward, pull))(m.actor.named, *inputs)
+    wanted = vmap(partial(loss_gradients, m.forward, pull))(m.actor.named, *inputs)
     assert torch.allclose(m.gradients(m.actor.named, *inputs), wanted, atol=1e-5, rtol=1e-4)
 
 
@@ -285,7 +294,7 @@ def test_win_rates_equal_enumeration_and_add_up(seed):
 
 def test_a_policy_draws_with_itself_and_rivals_are_graded(splits):
     config = replace(BRIEF, rewards="models", iterations=1, rivals=True)
-    found = compare(train(splits, config, 0), splits, config, 0)
+    found = compare_with_rivals(train(splits, config, 0), splits, config, 0)
     assert set(found["wins"]) == {"start", *rivals(config)} and set(found["wins"]["start"]) == {
         "RMhelp",
         "RMsafe",
@@ -314,7 +323,7 @@ def test_aligned_ppo_without_alignment_steps_along_the_weighted_sum(splits):
     env, scorer = learner.env, learner.policy.scorer
     inputs = (env.x[s], env.anchor[s], torch.nn.functional.embedding(env.cand[s], env.pool), env.allowed[s])
     parameters = {name: p.detach() for name, p in scorer.named_parameters()}
-    rows = objective_gradients(
+    rows = loss_gradients(
         partial(modrl.log_probs, scorer, c.mask),
         partial(ppo_pull, clip=c.clip),
         parameters,
@@ -356,8 +365,8 @@ def test_the_vectorised_product_holds_for_a_stack():
         torch.randn(2, 7, 3, generator=g),
     )
     pull = partial(apa_pull, lam=0.5)
-    both = vmap(partial(objective_gradients, forward, pull))(stack, (x,), action, zero, a)
-    one = objective_gradients(
+    both = vmap(partial(loss_gradients, forward, pull))(stack, (x,), action, zero, a)
+    one = loss_gradients(
         forward, pull, {name: v[1] for name, v in stack.items()}, (x[1],), action[1], zero[1], a[1]
     )
     assert both.shape == (2, 3, 24) and torch.allclose(both[1], one, atol=1e-6)

@@ -10,7 +10,15 @@ from dualppo.papers.ledger import molma_arithmetic, molma_entries, won
 from dualppo.bench.features import load_features
 from dualppo.methods.rows import all_methods, stacks
 from dualppo.methods.modrl import MODRLConfig
-from dualppo.papers.molma import JUDGES, graded_runs, paired_difference, rates, start_table, wins_table, write_molma
+from dualppo.papers.molma import (
+    JUDGE_TITLES,
+    graded_runs,
+    paired_difference,
+    rates,
+    start_table,
+    wins_table,
+    write_molma,
+)
 from dualppo.runs.runner import (
     PROFILES,
     SEED_000,
@@ -30,7 +38,7 @@ def record(method, setting, offset, seeds=(0, 1, 2), opponents=("start", "so_wei
     "A record as far as these tables read it; win rates differ a little between seeds."
 
     def wins(s):
-        return {o: {j: [0.5 + offset + 0.001 * s, 0.01] for j in JUDGES} for o in opponents}
+        return {o: {j: [0.5 + offset + 0.001 * s, 0.01] for j in JUDGE_TITLES} for o in opponents}
 
     return {
         "method": method,

@@ -397,6 +397,29 @@ def test_library_imports_only_what_it_declares():
             assert owners & declared, f"{relative(path)} imports {name}, which settings.ini does not ask for"
 
 
+def bound_names(statement: ast.stmt) -> list[str]:
+    """Names that a top-level statement of a module defines."""
+    if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return [statement.name]
+    if isinstance(statement, (ast.Assign, ast.AnnAssign)):
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        nodes = [node for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
+        return [node.id for node in nodes if isinstance(node.ctx, ast.Store)]
+    return []
+
+
+def test_no_public_name_is_defined_twice():
+    """What a name means does not depend on the module that a reader happens to look at."""
+    places: dict[str, set[str]] = {}
+    for path in MODULES:
+        if path.name != "_modidx.py":
+            for statement in ast.parse(code_of(path)).body:
+                for name in bound_names(statement):
+                    places.setdefault(name, set()).add(relative(path))
+    twice = {name: sorted(of) for name, of in places.items() if len(of) > 1 and not name.startswith("_")}
+    assert not twice, f"name one of each so that it says what it is: {twice}"
+
+
 def test_every_file_beside_the_modules_is_in_the_package():
     (patterns,) = re.findall(
         r'package_data=\{cfg\["lib_path"\]: (\[.*?\])\}', (ROOT / "setup.py").read_text(encoding="utf-8")
@@ -419,16 +442,16 @@ def test_readme_numbers_are_generated():
     from dualppo.papers.ledger import ledger_sections
     from dualppo.papers import molma
     from dualppo.show import report
-    from dualppo.papers.tables import readme_sections
+    from dualppo.papers.tables import table_sections
 
     text = readme()
     assert set(blocks(text)) == {"tables", "machine", "findings", "questions", "ledger", "molma", "molma_findings"}
     assert text == filled(
         text,
-        readme_sections(PUBLISHED)
+        table_sections(PUBLISHED)
         | ledger_sections(PUBLISHED)
-        | molma.readme_sections(PUBLISHED)
-        | report.readme_sections(PUBLISHED),
+        | molma.molma_sections(PUBLISHED)
+        | report.machine_sections(PUBLISHED),
     ), "README.md is not what outputs/published gives: make readme"
 
 

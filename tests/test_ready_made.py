@@ -16,7 +16,7 @@ from dualppo.methods.base import train
 from dualppo.methods.ppo import PPOConfig
 from dualppo.losses.surrogate import entropy
 from dualppo.bench.trajectories import ZScore, build_trajectories
-from dualppo.losses.weights import Lagrangian, Literal, Signal
+from dualppo.losses.weights import Lagrangian, LiteralAscent, Signal
 
 
 def bandit(rewards: torch.Tensor, p_harm: torch.Tensor | None = None, states: int = 64) -> Env:
@@ -121,7 +121,7 @@ def signal(mean=(0.45, 0.97), cost=0.1) -> Signal:
 def test_06_literal_rule_has_a_closed_form():
     w = torch.tensor([0.5, 0.5])
     for _ in range(50):
-        w = Literal(eta=0.01)(w, signal())
+        w = LiteralAscent(eta=0.01)(w, signal())
     assert torch.allclose(w, 0.5 + 0.01 * 50 * torch.tensor([0.45, 0.97]), atol=1e-5)
 
 

@@ -41,7 +41,7 @@ def test_a_broken_registration_is_one_sentence(text):
 def test_the_analyses_of_the_library_ask_the_registration(tmp_path):
     from dataclasses import replace
 
-    from dualppo.papers.ledger import gather
+    from dualppo.papers.ledger import gather_evidence
     from dualppo.papers.stats import answers
 
     plan = registration()
@@ -49,4 +49,4 @@ def test_the_analyses_of_the_library_ask_the_registration(tmp_path):
     with pytest.raises(ValueError, match="wo_mask_bandit"):
         answers([], narrow, "stress")
     with pytest.raises(ValueError, match="entropy"):
-        gather(tmp_path).estimates(["dual_ppo"], "stress", "entropy")
+        gather_evidence(tmp_path).estimates(["dual_ppo"], "stress", "entropy")

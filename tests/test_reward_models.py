@@ -23,10 +23,10 @@ from dualppo.bench.reward_models import (
     cross_fitted,
     fit_reward_model,
     gold_pairs,
+    load_pairs,
     margins,
     pair_accuracy,
     pair_features,
-    read_pairs,
     reward_models,
     shipped_pairs,
 )
@@ -126,7 +126,7 @@ def test_candidates_are_the_calls_one_by_one():
 
 @pytest.mark.parametrize("name", ["hh_harmless", "begin"])
 def test_shipped_pairs_are_whole(name):
-    pairs, (tensors, card) = shipped_pairs(name), read_pairs()
+    pairs, (tensors, card) = shipped_pairs(name), load_pairs()
     counts = card["sets"][name]["counts"]
     assert len(pairs) == counts["pairs"] and len(pairs.group.unique()) == counts["groups"] == pairs.group.max() + 1
     for v in (pairs.prompt, pairs.chosen, pairs.rejected):
@@ -143,10 +143,10 @@ def test_shipped_pairs_are_whole(name):
 def test_shipped_pairs_of_another_file_are_refused(tmp_path):
     for name in ("pairs.json", "pairs.safetensors"):
         (tmp_path / name).write_bytes((ROOT / "dualppo" / "assets" / name).read_bytes())
-    assert read_pairs(tmp_path)[1]["sets"]
+    assert load_pairs(tmp_path)[1]["sets"]
     (tmp_path / "pairs.safetensors").write_bytes(b"other")
     with pytest.raises(DataError, match="sha256"):
-        read_pairs(tmp_path)
+        load_pairs(tmp_path)
     with pytest.raises(DataError, match="hh_harmless, begin"):
         shipped_pairs("shp")
 
@@ -218,7 +218,7 @@ def test_cross_fitting_keeps_groups_together_and_scores_noise_as_noise():
 
 
 def test_published_numbers_are_of_these_pairs_and_strengths():
-    report, card = json.loads(PUBLISHED.read_text()), read_pairs()[1]
+    report, card = json.loads(PUBLISHED.read_text()), load_pairs()[1]
     assert report["pairs_sha256"] == card["sha256"]
     assert (
         {k: v["best"] for k, v in report["strength"].items()}

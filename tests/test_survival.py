@@ -24,7 +24,7 @@ import pytest
 
 from dualppo import cli
 from dualppo.runs import jobs, runner
-from dualppo.runs.codehash import reached, sha256_of
+from dualppo.runs.codehash import definitions_sha256, reached
 from dualppo.text.data import SCRATCH, DataError, atomic_write
 from dualppo.runs.jobs import affordable_workers, at_work, lock, sweep
 from dualppo.runs.runner import (
@@ -570,7 +570,7 @@ def test_no_clock_decides_anything(toy, undisturbed, tmp_path, monkeypatch):
 
 def test_an_edit_is_noticed_whatever_the_time_of_the_file(tmp_path):
     def hashed():
-        return sha256_of(reached(["p.a:run"], {"p": tmp_path}))
+        return definitions_sha256(reached(["p.a:run"], {"p": tmp_path}))
 
     (tmp_path / "a.py").write_text("def run(): return 1\n")
     before = hashed()

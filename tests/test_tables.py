@@ -11,7 +11,7 @@ from dualppo.papers import tables
 from dualppo.text.data import DataError
 from dualppo.methods.rows import all_methods, method
 from dualppo.exact.metrics import METRICS
-from dualppo.runs.runner import PROFILES, SCHEMA, Run, run_once, to_json
+from dualppo.runs.runner import PROFILES, RECORD_SCHEMA, Run, run_once, to_json
 
 NAMES = ("random", "similarity", "similarity_mask", "oracle", "sft", "dual_ppo", "wo_mask_bandit")
 
@@ -23,7 +23,7 @@ def record(name, setting, base=0.5, seeds=3, data="a" * 64, label="embedded") ->
         for i in range(seeds)
     ]
     return {
-        "schema": SCHEMA,
+        "schema": RECORD_SCHEMA,
         "method": name,
         "title": method(name).title,
         "setting": setting,
@@ -174,9 +174,9 @@ def test_no_runs_is_one_sentence(tmp_path):
 
 
 def test_readme_sections_come_from_the_runs_alone(outputs, tmp_path):
-    assert tables.readme_sections(tmp_path / "nowhere") == {"tables": tables.NOT_YET, "findings": tables.NOT_YET}
-    sections = tables.readme_sections(outputs)
-    assert set(sections) == {"tables", "findings"} and sections == tables.readme_sections(outputs)
+    assert tables.table_sections(tmp_path / "nowhere") == {"tables": tables.NOT_YET, "findings": tables.NOT_YET}
+    sections = tables.table_sections(outputs)
+    assert set(sections) == {"tables", "findings"} and sections == tables.table_sections(outputs)
     assert (
         "Table 2" in sections["tables"] and "78.4 ± 3.9" in sections["tables"] and sections["findings"].startswith("- ")
     )

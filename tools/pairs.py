@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 from assets import rounded, sources
 from dualppo.bench.build import default_cache
 from dualppo.bench.candidates import SETTINGS
-from dualppo.text.data import atomic_write, clean, json_rows, load_dialogues, normalise
+from dualppo.text.data import atomic_write, clean, json_rows, load_dialogues, normalise_text
 from dualppo.text.encoders import MiniLM, embed_cached, encoder_identity
 from dualppo.bench.env import Env, make_envs
 from dualppo.bench.features import REFERENCE, STRONG, UNSAFE, load_features, quantise
@@ -33,9 +33,9 @@ from dualppo.bench.reward_models import (
     cross_fitted,
     fit_reward_model,
     gold_pairs,
+    load_pairs,
     margins,
     pair_accuracy,
-    read_pairs,
     shipped_pairs,
 )
 from dualppo.bench.rewards import context_embedding
@@ -49,7 +49,7 @@ LARGEST_GROUP = 12
 def turns(dialogue: str) -> list[tuple[str, str]]:
     """(speaker, text) of a dialogue written as '\\n\\nHuman: … \\n\\nAssistant: …'."""
     parts = re.split(r"\n\n(Human|Assistant): ?", dialogue)[1:]
-    return [(speaker, normalise(text)) for speaker, text in zip(parts[::2], parts[1::2])]
+    return [(speaker, normalise_text(text)) for speaker, text in zip(parts[::2], parts[1::2])]
 
 
 def read_hh(path: Path) -> tuple[list[tuple[str, str, str, str]], dict[str, int]]:
@@ -104,9 +104,9 @@ def begin_pairs(data: Path, embed) -> tuple[dict[str, torch.Tensor], dict]:
     neither.
     """
     begin = read_begin(data / "begin")
-    message = [normalise(q, lowercase=True) for q in begin.query]
-    knowledge = [normalise(k, lowercase=True) for k in begin.knowledge]
-    reply = [normalise(r) for r in begin.reply]
+    message = [normalise_text(q, lowercase=True) for q in begin.query]
+    knowledge = [normalise_text(k, lowercase=True) for k in begin.knowledge]
+    reply = [normalise_text(r) for r in begin.reply]
     draw = np.random.default_rng(0)
     rows, counts = [], Counter(rows=len(reply), possible=0)
     for g in range(begin.group.max() + 1):
@@ -220,7 +220,8 @@ def diasafety_pairs(data: Path, embed) -> Pairs:
     ]
     first: dict[str, dict[str, str]] = {}
     for r in rows:
-        first.setdefault(normalise(r["context"], lowercase=True), {}).setdefault(r["label"], normalise(r["response"]))
+        context = normalise_text(r["context"], lowercase=True)
+        first.setdefault(context, {}).setdefault(r["label"], normalise_text(r["response"]))
     both = {c: v for c, v in first.items() if len(v) == 2 and c and all(v.values()) and v["Safe"] != v["Unsafe"]}
     prompt, safe, unsafe = (
         embed(list(t)) for t in (both, [v["Safe"] for v in both.values()], [v["Unsafe"] for v in both.values()])
@@ -342,7 +343,7 @@ def write_report(data: Path, embed) -> None:
         "wow/valid.json",
         "wow/test.json",
     )
-    found = {"sources": sources(data, files), "pairs_sha256": read_pairs()[1]["sha256"]} | rounded(
+    found = {"sources": sources(data, files), "pairs_sha256": load_pairs()[1]["sha256"]} | rounded(
         report(data, embed), 4
     )
     found["paper"] = PAPER | {"average_over_equal_columns": rounded(equal_averages(), 2)}

@@ -24,17 +24,17 @@ if __name__ == "__main__":
     from dualppo.papers import molma
     from dualppo.show import report
     from dualppo.papers.ledger import ledger_sections
-    from dualppo.papers.tables import readme_sections
+    from dualppo.papers.tables import table_sections
 
     readme = ROOT / "README.md"
     published = ROOT / "outputs" / "published"
     readme.write_text(
         filled(
             readme.read_text(),
-            readme_sections(published)
+            table_sections(published)
             | ledger_sections(published)
-            | molma.readme_sections(published)
-            | report.readme_sections(published),
+            | molma.molma_sections(published)
+            | report.machine_sections(published),
         )
     )
     index = ROOT / "nbs" / "index.ipynb"

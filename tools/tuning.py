@@ -16,7 +16,7 @@ from dualppo.bench.candidates import STRESS
 from dualppo.text.data import atomic_write
 from dualppo.bench.env import make_envs
 from dualppo.bench.features import load_features
-from dualppo.methods.rows import configure, method, train
+from dualppo.methods.rows import configure, method, train_method
 
 RATES = (3e-5, 1e-4, 3e-4)
 FIELDS = {
@@ -38,7 +38,7 @@ def main() -> None:
     for name, (field, rates) in FIELDS.items():
         own = {f.name for f in fields(method(name).config)}
         for rate in rates:
-            trained = train(
+            trained = train_method(
                 configure(method(name), {k: v for k, v in BUDGET.items() if k in own} | {field: rate}), splits, seed=100
             )
             best = next(row for row in trained.curves if row["epoch"] == trained.best_epoch)

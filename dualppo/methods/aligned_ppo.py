@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ..losses.alignment import Aggregation, Scale, aggregator
 from .base import learns
 from ..core.config import config
-from .modrl import log_probs, objective_gradients, ppo_pull
+from .modrl import log_probs, loss_gradients, ppo_pull
 from .ppo import PPO, PPOConfig, Rollout, roll_out
 from ..losses.surrogate import value_loss
 
@@ -69,7 +69,7 @@ class AlignedPPO(PPO):
                 s, a, old = roll.states[batch], roll.actions[batch], roll.logp_old[batch]
                 inputs = (env.x[s], env.anchor[s], F.embedding(env.cand[s], env.pool), env.allowed[s])
                 parameters = {name: p.detach() for name, p in scorer.named_parameters()}
-                gradients = objective_gradients(forward, pull, parameters, inputs, a, old, roll.advantage[batch])
+                gradients = loss_gradients(forward, pull, parameters, inputs, a, old, roll.advantage[batch])
                 self.optimiser.zero_grad()
                 value_loss(self.critic(env.x[s]), roll.returns[batch]).backward()
                 for p, g in zip(

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Objective', 'Pull', 'SELF', 'MODRLConfig', 'model_scores', 'raw_rewards', 'processed', 'apa_pull', 'ppo_pull',
-           'log_probs', 'objective_gradients', 'two_tower_gradients', 'Stack', 'make_optimiser', 'standardised',
-           'Memory', 'networks', 'MODRL', 'OneOf', 'MODRLStack', 'OneMODRL', 'win_rate', 'judges', 'rivals', 'compare']
+           'log_probs', 'loss_gradients', 'two_tower_gradients', 'Stack', 'make_optimiser', 'standardised', 'Memory',
+           'networks', 'MODRL', 'OneOf', 'MODRLStack', 'OneMODRL', 'win_rate', 'judges', 'rivals',
+           'compare_with_rivals']
 
 # %% ../../nbs/methods/13_modrl.ipynb #2227a888
 from collections.abc import Callable, Mapping, Sequence
@@ -155,7 +156,7 @@ def log_probs(
 Pull = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def objective_gradients(
+def loss_gradients(
     forward: Callable[..., Tensor],
     pull: Pull,
     parameters: Mapping[str, Tensor],
@@ -183,7 +184,7 @@ def two_tower_gradients(
     reference: Tensor,
     advantage: Tensor,
 ) -> Tensor:
-    """$G^\\top$ `[S, K, P]` of S runs, as `objective_gradients` of each, for two towers.
+    """$G^\\top$ `[S, K, P]` of S runs, as `loss_gradients` of each, for two towers.
 
     Parameters `[S, ...]`, states `[S, n, ...]`.
     """
@@ -309,7 +310,7 @@ class MODRL:
         self.gradients = (
             partial(two_tower_gradients, self.policies[0].scorer, config.mask, pull)
             if written_out
-            else vmap(partial(objective_gradients, self.forward, pull))
+            else vmap(partial(loss_gradients, self.forward, pull))
         )
         self.k = 1 if config.objective != "all" else self.raw[0].shape[-1]
         omega = torch.tensor(config.weights if self.k > 1 else (1.0,), device=device)
@@ -506,7 +507,7 @@ class OneMODRL(OneOf):
 
     @staticmethod
     def contest(trained: Trained, splits: Splits, config: MODRLConfig, seed: int) -> dict[str, Any]:
-        return compare(trained, splits, config, seed)
+        return compare_with_rivals(trained, splits, config, seed)
 
 # %% ../../nbs/methods/13_modrl.ipynb #e253de87
 SELF = ("RMhelp", "RMsafe")
@@ -554,7 +555,7 @@ def rivals(config: MODRLConfig) -> dict[str, MODRLConfig]:
     }
 
 
-def compare(trained: Trained, splits: Splits, config: MODRLConfig, seed: int) -> dict[str, Any]:
+def compare_with_rivals(trained: Trained, splits: Splits, config: MODRLConfig, seed: int) -> dict[str, Any]:
     """Exact win rates on the test split: `wins` opponent → judge → [rate, its standard error over dialogues].
 
     Opponents: the start and, if the configuration asks for them, its `rivals`, trained here on the same data and seed.

@@ -291,7 +291,7 @@ class PPO(base.Learner):
         "Steps (g) and (h); returns the share of clipped ratios."
         rest = self.env, roll, self.start, self.config, self.g
         if isinstance(self.optimiser, closed_form.Adam):
-            return closed_form.update(self.policy, self.critic, self.optimiser, *rest)
+            return closed_form.closed_form_update(self.policy, self.critic, self.optimiser, *rest)
         return update(self.policy, self.critic, self.optimiser, *rest)
 
     def reweigh(self) -> None:

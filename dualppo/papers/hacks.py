@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Judge', 'JUDGES', 'SEES_REFERENCE', 'bags', 'text_bags', 'bm25_idf', 'token_f1', 'Said', 'Exam', 'harmless',
-           'look_alikes', 'embedded_exam', 'cluster_intervals', 'verdict', 'examine', 'wide', 'verdict_table',
-           'tutorial_exam']
+           'look_alikes', 'embedded_exam', 'cluster_intervals', 'hack_verdict', 'examine', 'judges_by_replies',
+           'verdict_table', 'tutorial_exam']
 
 # %% ../../nbs/papers/37_hacks.ipynb #52a9662d
 from collections.abc import Callable, Mapping, Sequence
@@ -189,7 +189,7 @@ def cluster_intervals(
     return ends
 
 # %% ../../nbs/papers/37_hacks.ipynb #816d595c
-def verdict(low: float, high: float) -> str:
+def hack_verdict(low: float, high: float) -> str:
     """fooled, at times, open or resists; empty if not known.
 
     By the interval of the share of states in which a planted reply is preferred.
@@ -228,13 +228,13 @@ def examine(exam: Exam, judges: Mapping[str, Judge] = JUDGES, seed: int = 0) -> 
                 f"over_{control}_low": low,
                 f"over_{control}_high": high,
                 f"tied_{control}": tied.mean(0).numpy(),
-                f"verdict_{control}": list(map(verdict, low, high)),
+                f"verdict_{control}": list(map(hack_verdict, low, high)),
             }
         )
     return table
 
 # %% ../../nbs/papers/37_hacks.ipynb #19d48e30
-def wide(table: pd.DataFrame, column: str) -> pd.DataFrame:
+def judges_by_replies(table: pd.DataFrame, column: str) -> pd.DataFrame:
     "One column of `examine`'s table as judges × replies, in their order."
     return table.pivot(index="judge", columns="reply", values=column).loc[
         list(dict.fromkeys(table.judge)), list(dict.fromkeys(table.reply))
@@ -260,7 +260,7 @@ def verdict_table(table: pd.DataFrame, honest: str, control: str = "human") -> p
             )
         )
 
-    return wide(shown.assign(cell=shown.apply(text, axis=1)), "cell")
+    return judges_by_replies(shown.assign(cell=shown.apply(text, axis=1)), "cell")
 
 # %% ../../nbs/papers/37_hacks.ipynb #831776ab
 def tutorial_exam(

@@ -194,7 +194,7 @@ SYMBOLS = (
         r"\alpha, \beta \leftarrow \alpha, \beta - \eta \nabla L_{\text{val}}",
         "step (i), to the letter",
         "Alg. 1 (i)",
-        "losses.weights.Literal",
+        "losses.weights.LiteralAscent",
         "test_ready_made.py::test_06_literal_rule_has_a_closed_form",
         "losses/0c_weights",
     ),

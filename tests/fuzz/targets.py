@@ -44,7 +44,7 @@ OFFICIAL = [
     }
 ]
 RECORD = {
-    "schema": runner.SCHEMA,
+    "schema": runner.RECORD_SCHEMA,
     "method": "random",
     "title": "Random",
     "setting": "clean",
