@@ -23,7 +23,8 @@ from dualppo.bench.features import load_features
 from dualppo.methods.rows import configure, method
 from dualppo.policies.policy import all_log_probs
 from dualppo.methods.ppo import PPO, PPOConfig
-from dualppo.runs.runner import Run, resolve, run_seed
+from dualppo.runs.execution import run_seed
+from dualppo.runs.spec import Run, resolve
 
 BANDIT = PPOConfig(advantage="bandit", rule="fixed")  # γ = 0 and fixed weights: what MaskablePPO can do, too
 

@@ -36,23 +36,11 @@ from .core.config import nearest
 from .methods.rows import all_methods, method
 from .papers.molma import write_molma
 from .show.report import write_report
-from dualppo.runs.runner import (
-    PROFILES,
-    Outcome,
-    Run,
-    check_writable,
-    cost,
-    data_argument,
-    default_outputs,
-    features_path,
-    grid,
-    job_path,
-    pick_device,
-    profile_folder,
-    run_from,
-    run_grid,
-    run_once,
-)
+from .bench.sources import data_argument, features_path
+from .runs.execution import run_once
+from .runs.parallel import Outcome, run_grid
+from .runs.records import check_writable, default_outputs, job_path, profile_folder
+from .runs.spec import PROFILES, Run, cost, grid, pick_device, run_from
 from dualppo.papers.tables import (
     Cell,
     Table,

@@ -36,14 +36,14 @@ def stress():
 
 @pytest.fixture
 def without_processes(monkeypatch):
-    """A grid's runs in this process: what their own processes do is asked in test_runner and test_survival."""
-    from dualppo.runs import runner
+    """A grid's runs in this process: what their own processes do is asked in test_runs and test_survival."""
+    from dualppo.runs import execution, parallel
 
     def done(run, outputs, *_):
-        runner.run_once(run, outputs)
-        return runner.Outcome(run, "done")
+        execution.run_once(run, outputs)
+        return parallel.Outcome(run, "done")
 
-    monkeypatch.setattr(runner, "run_child", done)
+    monkeypatch.setattr(parallel, "run_child", done)
 
 
 @pytest.fixture(scope="session")

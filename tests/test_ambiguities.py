@@ -28,7 +28,8 @@ from dualppo.papers.ambiguities import (
 from dualppo.text.data import DataError
 from dualppo.methods.rows import all_methods
 from dualppo.papers.registration import registration
-from dualppo.runs.runner import Run, finite, resolve
+from dualppo.runs.grade import finite
+from dualppo.runs.spec import Run, resolve
 from dualppo.papers.tables import records_at
 
 LOG = load_ambiguities()

@@ -9,9 +9,9 @@ import sys
 import pytest
 
 from dualppo import cli
-from dualppo.runs import runner
+from dualppo.runs import parallel
 from dualppo.cli import main
-from dualppo.runs.runner import read_record
+from dualppo.runs.records import read_record
 
 TINY = ["--epochs", "1", "--inner-epochs", "1", "--hidden", "8"]
 
@@ -169,9 +169,9 @@ def test_reproduce_is_resumable_and_quick_the_second_time(capsys, tmp_path, toy,
 
 
 def test_reproduce_reports_failures_and_exits_1(capsys, tmp_path, toy, monkeypatch):
-    real = runner.child_command
+    real = parallel.child_command
     monkeypatch.setattr(
-        runner,
+        parallel,
         "child_command",
         lambda run, *rest: (
             [sys.executable, "-c", "raise SystemExit('it broke')"] if run.method == "random" else real(run, *rest)

@@ -23,7 +23,7 @@ from dualppo.bench.env import EnvConfig, Splits, add_objective, make_envs
 from dualppo.bench.features import load_features
 from dualppo.methods.rows import all_methods
 from dualppo.policies.policy import all_log_probs
-from dualppo.runs.runner import Run, resolve
+from dualppo.runs.spec import Run, resolve
 from dualppo.methods.sampled import Sampled
 
 SHORT = {

@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from dualppo.bench.features import load_features
-from dualppo.runs.runner import Run, execute, read_record
+from dualppo.runs.execution import execute
+from dualppo.runs.records import read_record
+from dualppo.runs.spec import Run
 
 HERE = Path(__file__).resolve().parent
 GOLDEN = HERE / "golden" / "runs.json"

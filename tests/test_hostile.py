@@ -29,7 +29,7 @@ from toys import write_toy
 
 from dualppo.bench import build, features, judges
 from dualppo.papers import tables
-from dualppo.runs import runner
+from dualppo.runs import parallel, records, spec
 from dualppo.text import data, harm
 from dualppo.text.data import DataError
 
@@ -443,7 +443,7 @@ def test_records_that_are_not_whole_are_left_out(tmp_path, change):
     spoilt = tmp_path / "runs" / "quick" / "clean" / "random.json"
     spoilt.write_text(json.dumps(record("random", "clean", seeds=1) | change))
     assert [r["method"] for r in tables.read_runs(tmp_path)] == ["similarity"]
-    assert {row["method"] for row in runner.manifest(tmp_path)["runs"]} <= {"similarity", "random"}
+    assert {row["method"] for row in records.manifest(tmp_path)["runs"]} <= {"similarity", "random"}
     spoilt.write_text("[" * 100_000)
     assert len(tables.read_runs(tmp_path)) == 1
 
@@ -479,11 +479,11 @@ def test_parameters_reach_a_notebook_as_literals(value):
 def test_a_command_of_the_grid_carries_strings_as_strings(tmp_path, text):
     import yaml
 
-    run = runner.Run(data=text, overrides={"policy_lr": 1e-5})
-    command = runner.child_command(run, tmp_path, tmp_path / "{o}.ipynb", text)
+    run = spec.Run(data=text, overrides={"policy_lr": 1e-5})
+    command = parallel.child_command(run, tmp_path, tmp_path / "{o}.ipynb", text)
     given_ = yaml.safe_load(command[command.index("-y") + 1])  # as papermill reads it
     assert given_["data"] == given_["texts"] == text and str(tmp_path / "{{o}}.ipynb") in command
-    assert runner.run_from({"method": "dual_ppo", "overrides": given_["overrides"]}).overrides == run.overrides
+    assert spec.run_from({"method": "dual_ppo", "overrides": given_["overrides"]}).overrides == run.overrides
     names = {line.targets[0].id for line in ast.parse(PythonTranslator.codify(given_)).body}
     assert names == {"method", "setting", "seeds", "profile", "data", "device", "overrides", "outputs", "texts"}
 
@@ -511,7 +511,7 @@ def test_an_executed_notebook_takes_a_parameter_for_text(tmp_path):
         "-y",
         json.dumps({"data": trap}),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, env=runner.child_environment(), timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, env=parallel.child_environment(), timeout=120)
     assert done.returncode == 0, done.stderr[-1000:]
     (cell,) = [c for c in nbformat.read(tmp_path / "out.ipynb", 4).cells if c.get("outputs")]
     assert cell.outputs[0]["text"].strip() == "True" and not (tmp_path / "pwned").exists()

@@ -19,18 +19,9 @@ from dualppo.papers.molma import (
     wins_table,
     write_molma,
 )
-from dualppo.runs.runner import (
-    PROFILES,
-    SEED_000,
-    SEED_003,
-    Run,
-    job_path,
-    read_record,
-    resolve,
-    run_from,
-    run_seed,
-    run_stack,
-)
+from dualppo.runs.execution import run_seed, run_stack
+from dualppo.runs.records import job_path, read_record
+from dualppo.runs.spec import PROFILES, SEED_000, SEED_003, Run, resolve, run_from
 from dualppo.papers.tables import Cell, shown_tables
 
 

@@ -5,7 +5,7 @@ import pytest
 from dualppo.text.data import DataError
 from dualppo.exact.metrics import METRICS
 from dualppo.papers.registration import Analysis, read_registration, registration
-from dualppo.runs.runner import HEADLINE, PROFILES, SEED_000, grid
+from dualppo.runs.spec import HEADLINE, PROFILES, SEED_000, grid
 
 
 def test_every_arm_of_the_profile_is_registered_with_its_number_of_seeds():

@@ -6,7 +6,8 @@ from toys import write_toy
 from dualppo.cli import main
 from dualppo.text.data import DataError
 from dualppo.papers.registration import Analysis, registration
-from dualppo.runs.runner import resolve, run_grid
+from dualppo.runs.parallel import run_grid
+from dualppo.runs.spec import resolve
 from dualppo.papers.studies import STUDIES, Study, records_of, study, summary
 
 TINY = Study(

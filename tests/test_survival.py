@@ -23,24 +23,15 @@ from pathlib import Path
 import pytest
 
 from dualppo import cli
-from dualppo.runs import jobs, runner
+from dualppo.runs import execution, jobs, parallel
 from dualppo.runs.codehash import definitions_sha256, reached
 from dualppo.text.data import SCRATCH, DataError, atomic_write
 from dualppo.runs.jobs import affordable_workers, at_work, lock, sweep
-from dualppo.runs.runner import (
-    Run,
-    Unfinished,
-    canonical,
-    execute,
-    finished,
-    grid,
-    job_path,
-    missing,
-    notebook_path,
-    read_record,
-    run_grid,
-    run_once,
-)
+from dualppo.runs.execution import execute, run_once
+from dualppo.runs.key import canonical
+from dualppo.runs.parallel import run_grid
+from dualppo.runs.records import Unfinished, finished, forget, job_path, missing, notebook_path, read_record
+from dualppo.runs.spec import Run, grid
 from dualppo.papers.tables import build_table, per_seed, read_runs, to_csv
 
 METHODS = ("random", "similarity", "dual_ppo", "dual_ppo_bandit", "wo_mask_bandit")
@@ -185,7 +176,7 @@ def stub_grid(
     runs: list[Run], outputs: Path, undisturbed: Path, pids: Path, done: Path | None = None, nap: float = 0.1
 ) -> None:
     """A grid whose children only pretend; writes down which runs it did."""
-    runner.child_command = stub(undisturbed, pids, nap)
+    parallel.child_command = stub(undisturbed, pids, nap)
     outcomes = run_grid(runs, outputs, 2)
     assert all(o.status != "failed" for o in outcomes), outcomes
     if done:
@@ -289,7 +280,7 @@ def test_a_claimed_run_is_waited_for(runs, undisturbed, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         claim = lock(path.with_name(f"{SCRATCH}{path.stem}.job"))
-        patch.setattr(runner.time, "sleep", hand_over)
+        patch.setattr(parallel.time, "sleep", hand_over)
         (outcome,) = run_grid(runs[:1], tmp_path, notebooks=False)
     assert outcome.status == "cached" and len(slept) == 1
 
@@ -337,7 +328,7 @@ def started(argv: list[str]) -> Iterator[subprocess.Popen]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=runner.child_environment(),
+        env=parallel.child_environment(),
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
@@ -442,7 +433,7 @@ def test_a_checkpoint_of_other_code_is_not_found_and_goes_in_the_end(tmp_path):
     theirs.partial.write_text(json.dumps({"key": theirs.key, "results": [{"seed": 0}], "seconds": [1]}))
     (tmp_path / ".sft_more.seed0.cpu-b.checkpoint.safetensors").touch()
     assert not ours.checkpoint(0).exists() and ours.resume() == ([], []) and theirs.resume() == ([{"seed": 0}], [1])
-    runner.forget(ours.record)
+    forget(ours.record)
     assert [p.name for p in tmp_path.iterdir()] == [".sft_more.seed0.cpu-b.checkpoint.safetensors"]
 
 
@@ -455,7 +446,7 @@ def test_a_notebook_of_an_earlier_run_does_not_stand_for_the_new_one(runs, undis
     writes = (
         f"from pathlib import Path; Path({into!r}).write_text(Path({source!r}).read_text()); raise SystemExit(1)"
     )
-    monkeypatch.setattr(runner, "child_command", lambda *args: [sys.executable, "-c", writes])
+    monkeypatch.setattr(parallel, "child_command", lambda *args: [sys.executable, "-c", writes])
     job_path(tmp_path, runs[0]).parent.mkdir(parents=True)
     assert run_grid(runs[:1], tmp_path)[0].status == "failed" and not notebook.exists()
     assert missing(runs[:1], tmp_path) == runs[:1]
@@ -552,8 +543,8 @@ class Backwards(datetime):
 def test_no_clock_decides_anything(toy, undisturbed, tmp_path, monkeypatch):
     run = long_run(toy)
     ticks = iter(range(10**9, 0, -1))
-    monkeypatch.setattr(runner, "datetime", Backwards)
-    monkeypatch.setattr(runner.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(execution, "datetime", Backwards)
+    monkeypatch.setattr(execution.time, "perf_counter", lambda: next(ticks))
     with pytest.raises(KeyboardInterrupt):
         run_once(run, tmp_path, stop_after(8))
     for year, path in zip((1970, 2100), sorted(job_path(tmp_path, run).parent.glob(".*"))):
@@ -674,13 +665,13 @@ def test_version_1_control_groups(tmp_path):
 def test_a_grid_lowers_its_workers_to_the_memory(runs, undisturbed, tmp_path, monkeypatch):
     (tmp_path / "pids").mkdir()
     said, running, most = [], set(), []
-    monkeypatch.setattr(runner, "child_command", stub(undisturbed, tmp_path / "pids"))
-    need = runner.memory_need_mb(runs[0].data, undisturbed)
+    monkeypatch.setattr(parallel, "child_command", stub(undisturbed, tmp_path / "pids"))
+    need = parallel.memory_need_mb(runs[0].data, undisturbed)
     assert need == max(read_record(job_path(undisturbed, run))["measured"]["peak_memory_mb"] for run in runs)
-    estimate = runner.memory_need_mb(runs[0].data, tmp_path)
-    monkeypatch.setattr(runner, "available_memory_mb", lambda: 2.5 * estimate)
+    estimate = parallel.memory_need_mb(runs[0].data, tmp_path)
+    monkeypatch.setattr(parallel, "available_memory_mb", lambda: 2.5 * estimate)
 
-    def ended(outcome: runner.Outcome) -> None:
+    def ended(outcome: parallel.Outcome) -> None:
         most.append(len(running))
         running.discard(outcome.run.method + outcome.run.profile)
 
@@ -698,7 +689,7 @@ def test_a_grid_lowers_its_workers_to_the_memory(runs, undisturbed, tmp_path, mo
 
 def test_a_child_that_is_killed_says_so(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        runner, "child_command", lambda *args: [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+        parallel, "child_command", lambda *args: [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
     )
     (outcome,) = run_grid(runs[:1], tmp_path, notebooks=False)
     assert outcome.status == "failed" and "memory" in outcome.why and "--workers" in outcome.why

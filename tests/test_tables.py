@@ -11,7 +11,9 @@ from dualppo.papers import tables
 from dualppo.text.data import DataError
 from dualppo.methods.rows import all_methods, method
 from dualppo.exact.metrics import METRICS
-from dualppo.runs.runner import PROFILES, RECORD_SCHEMA, Run, run_once, to_json
+from dualppo.runs.execution import run_once
+from dualppo.runs.key import RECORD_SCHEMA, to_json
+from dualppo.runs.spec import PROFILES, Run
 
 NAMES = ("random", "similarity", "similarity_mask", "oracle", "sft", "dual_ppo", "wo_mask_bandit")
 

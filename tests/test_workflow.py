@@ -9,12 +9,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_runner import edited, package_copy
+from test_runs import edited, package_copy
 
-from dualppo.runs import runner, workflow
+from dualppo.runs import jobs, key, workflow
 from dualppo.cli import main
-from dualppo.text.data import DataError
-from dualppo.runs.runner import canonical, execute, job_path, missing, notebook_path, read_record, run_once
+from dualppo.text.data import SCRATCH, DataError
+from dualppo.runs.execution import execute, run_once
+from dualppo.runs.key import canonical
+from dualppo.runs.records import job_path, missing, notebook_path, read_record
 from dualppo.runs.workflow import (
     Config,
     check_engine,
@@ -138,7 +140,7 @@ def test_an_edited_module_plans_exactly_its_jobs_again(here, tmp_path, monkeypat
     config = replace(GRID, methods=("random", "sft", "dual_ppo"), settings=("clean",))
     before = set(plan(config).by_part)
     folder = package_copy(tmp_path)
-    monkeypatch.setattr(runner, "package_folder", lambda: folder)
+    monkeypatch.setattr(key, "package_folder", lambda: folder)
     assert set(plan(config).by_part) == before
     for module, old, new, methods in (
         ("cli", "WIDE = 130", "WIDE = 131", set()),
@@ -187,7 +189,7 @@ def test_parts_of_other_code_are_not_merged(here, capsys):
 
 def test_one_workflow_at_a_time(here):
     planned = plan(GRID)
-    with runner.lock(planned.outputs / f"{runner.SCRATCH}workflow"), pytest.raises(DataError, match="another workflow"):
+    with jobs.lock(planned.outputs / f"{SCRATCH}workflow"), pytest.raises(DataError, match="another workflow"):
         run_workflow(GRID)
 
 

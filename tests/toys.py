@@ -1,6 +1,6 @@
 """A small features file with the structure of the real one, made in a second.
 
-For tests of the runner, tables and CLI.
+For tests of runs, tables and CLI.
 """
 
 import hashlib

@@ -20,7 +20,10 @@ from pathlib import Path
 
 from dualppo.bench.features import load_features
 from dualppo.papers.studies import STUDIES
-from dualppo.runs.runner import PROFILES, Run, describe, execute, grid, job_path, manifest, read_record, to_json
+from dualppo.runs.execution import execute
+from dualppo.runs.key import describe, to_json
+from dualppo.runs.records import job_path, manifest, read_record
+from dualppo.runs.spec import PROFILES, Run, grid
 from dualppo.text.data import atomic_write
 
 ROOT = Path(__file__).resolve().parent.parent

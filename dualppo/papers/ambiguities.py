@@ -18,7 +18,9 @@ import pandas as pd
 
 from ..text.data import DataError, read_text
 from .registration import Analysis
-from ..runs.runner import PROFILES, Run, finite, package_folder, resolve
+from ..runs.grade import finite
+from ..runs.key import package_folder
+from ..runs.spec import PROFILES, Run, resolve
 from .stats import paired
 from .studies import study
 from .tables import Cell, markdown_safe

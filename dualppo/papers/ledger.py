@@ -24,7 +24,7 @@ from ..bench.features import load_features
 from ..methods.modrl import SELF
 from .molma import OPPONENTS, PRINTED, graded_runs, rates
 from .registration import Analysis, Registration, registration
-from ..runs.runner import to_json
+from ..runs.key import to_json
 from .stats import Answer, Estimate, answers, by_seed, seed_interval
 from .tables import NOT_YET, SHOWN, Cell, read_runs, records_at
 

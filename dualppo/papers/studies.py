@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..runs.runner import Run, job_path, one_of, read_record
+from ..runs.records import job_path, read_record
+from ..runs.spec import Run, one_of
 
 # %% ../../nbs/papers/39_studies.ipynb #30b4433e
 @dataclass(frozen=True)

@@ -36,7 +36,9 @@ from ..text.data import DataError, atomic_write, load_dialogues, normalise_text,
 from ..bench.features import REFUSALS
 from ..methods.rows import all_methods
 from ..exact.metrics import METRICS
-from ..runs.runner import CONTROLS, PROFILES, manifest, read_record, to_json
+from ..runs.key import to_json
+from ..runs.records import manifest, read_record
+from ..runs.spec import CONTROLS, PROFILES
 
 # %% ../../nbs/papers/42_tables.ipynb #f1049fdd
 SHOWN = {"good": ("Helpfulness %", True), "harm": ("Harmfulness %", True), "average_reward": ("Avg. reward", False)}

@@ -22,29 +22,19 @@ from typing import Any
 from ..text.data import SCRATCH, DataError, atomic_write, sha256_of
 
 from .jobs import at_work, lock
-from dualppo.runs.runner import (
-    Outcome,
-    Run,
+from ..bench.sources import data_argument, features_path
+from .key import describe, package_folder, to_json
+from .parallel import Outcome, child_command, from_here, last_line, parameters_of
+from dualppo.runs.records import (
     check_writable,
-    child_command,
-    data_argument,
-    describe,
-    features_path,
-    from_here,
-    grid,
     job_path,
-    last_line,
     missing,
     notebook_path,
-    one_of,
-    package_folder,
-    parameters_of,
     policy_path,
     profile_folder,
     read_record,
-    run_from,
-    to_json,
 )
+from .spec import Run, grid, one_of, run_from
 
 # %% ../../nbs/workshop/45_workflow.ipynb #4aab6187
 @dataclass(frozen=True)

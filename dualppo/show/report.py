@@ -40,7 +40,7 @@ from ..papers.hacking import best_of_n_curve, hacking_figure
 from ..papers.hacks import verdict_table
 from ..papers.ledger import Entry, Verdict, read_ledger
 from ..papers.policy_class import REFERENCES, learning_figure
-from ..runs.runner import manifest
+from ..runs.records import manifest
 from ..papers.studies import CLASS, HACKING, WEIGHTS, records_of, summary
 from dualppo.papers.tables import (
     NOT_YET,

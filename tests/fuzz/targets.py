@@ -19,7 +19,8 @@ from pathlib import Path
 
 from dualppo.bench import build, features, judges
 from dualppo.papers import tables
-from dualppo.runs import runner
+from dualppo.runs import key, spec
+from dualppo.runs.records import manifest
 from dualppo.text import data, harm
 from dualppo.text.data import DataError
 
@@ -44,7 +45,7 @@ OFFICIAL = [
     }
 ]
 RECORD = {
-    "schema": runner.RECORD_SCHEMA,
+    "schema": key.RECORD_SCHEMA,
     "method": "random",
     "title": "Random",
     "setting": "clean",
@@ -186,7 +187,7 @@ def record(content: bytes) -> None:
             tables.wide(tables.summarise(records), [r["method"] for r in records])
 
         refused(written)
-        runner.manifest(path.parent)
+        manifest(path.parent)
 
 
 def labels(content: bytes) -> None:
@@ -234,8 +235,8 @@ def parameters(content: bytes) -> None:
     except (ValueError, RecursionError):
         values = None
     if isinstance(values, dict):
-        refused(lambda: runner.run_from(values))
-    refused(lambda: runner.run_from({"overrides": content.decode("utf-8", "replace") or "{"}))
+        refused(lambda: spec.run_from(values))
+    refused(lambda: spec.run_from({"overrides": content.decode("utf-8", "replace") or "{"}))
 
 
 def command_line(content: bytes) -> None:
@@ -248,7 +249,7 @@ def command_line(content: bytes) -> None:
     def read() -> None:
         args, more = cli.parse(words)
         if isinstance(args, cli.Train):
-            runner.run_from(
+            spec.run_from(
                 {
                     "method": args.method,
                     "setting": args.setting,
@@ -257,10 +258,10 @@ def command_line(content: bytes) -> None:
                     "overrides": {**more, **cli.parse_changes(args.set)},
                 }
             )
-            runner.pick_device(args.device)
+            spec.pick_device(args.device)
         if isinstance(args, cli.Reproduce):
             cli.worker_count(args.workers)
-            runner.grid(args.profile, "embedded", args.device, args.methods, args.settings)
+            spec.grid(args.profile, "embedded", args.device, args.methods, args.settings)
 
     refused(read)
 

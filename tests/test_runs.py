@@ -12,24 +12,15 @@ from pathlib import Path
 import pytest
 from papermill import PapermillExecutionError, execute_notebook
 
-from dualppo.runs import runner
+from dualppo.runs import key, parallel, records
 from dualppo.text.data import DataError
 from dualppo.methods.base import learner_of
 from dualppo.methods.rows import all_methods, method
-from dualppo.runs.runner import (
-    Outcome,
-    Run,
-    canonical,
-    execute,
-    finished,
-    job_path,
-    missing,
-    notebook_path,
-    read_record,
-    run_from,
-    run_grid,
-    run_once,
-)
+from dualppo.runs.execution import execute, run_once
+from dualppo.runs.key import canonical
+from dualppo.runs.parallel import Outcome, run_grid
+from dualppo.runs.records import finished, job_path, missing, notebook_path, read_record
+from dualppo.runs.spec import Run, run_from
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {"epochs": 1, "inner_epochs": 1, "hidden": 8, "dialogues_per_epoch": 20}
@@ -88,11 +79,11 @@ def package_copy(tmp_path) -> Path:
     """A copy of the package's sources and assets that may be edited."""
     folder = tmp_path / "dualppo"
     (folder / "assets").mkdir(parents=True)
-    for path in runner.package_folder().rglob("*.py"):
-        (folder / path.relative_to(runner.package_folder())).parent.mkdir(exist_ok=True)
-        shutil.copy(path, folder / path.relative_to(runner.package_folder()))
+    for path in key.package_folder().rglob("*.py"):
+        (folder / path.relative_to(key.package_folder())).parent.mkdir(exist_ok=True)
+        shutil.copy(path, folder / path.relative_to(key.package_folder()))
     for name in ("judge.safetensors",):
-        shutil.copy(runner.package_folder() / "assets" / name, folder / "assets")
+        shutil.copy(key.package_folder() / "assets" / name, folder / "assets")
     return folder
 
 
@@ -118,9 +109,9 @@ def edited(folder: Path, name: str, old: str, new: str) -> None:
 )
 def test_code_hash_ignores_what_the_run_does_not_execute(tmp_path, name, old, new):
     folder = package_copy(tmp_path)
-    before = runner.code_sha256(method("dual_ppo"), folder)
+    before = key.code_sha256(method("dual_ppo"), folder)
     edited(folder, name, old, new)
-    assert runner.code_sha256(method("dual_ppo"), folder) == before
+    assert key.code_sha256(method("dual_ppo"), folder) == before
 
 
 @pytest.mark.parametrize(
@@ -138,18 +129,18 @@ def test_code_hash_ignores_what_the_run_does_not_execute(tmp_path, name, old, ne
 )
 def test_code_hash_sees_what_the_run_executes(tmp_path, name, old, new):
     folder = package_copy(tmp_path)
-    before = runner.code_sha256(method("dual_ppo"), folder)
+    before = key.code_sha256(method("dual_ppo"), folder)
     edited(folder, name, old, new)
-    assert runner.code_sha256(method("dual_ppo"), folder) != before
+    assert key.code_sha256(method("dual_ppo"), folder) != before
 
 
 def test_code_hash_belongs_to_the_trainer(tmp_path):
     folder = package_copy(tmp_path)
-    before = {name: runner.code_sha256(method(name), folder) for name in ("sft", "dual_ppo")}
+    before = {name: key.code_sha256(method(name), folder) for name in ("sft", "dual_ppo")}
     edited(folder, "baselines", "return F.nll_loss(", "return 2 * F.nll_loss(")
     assert (
-        runner.code_sha256(method("sft"), folder) != before["sft"]
-        and runner.code_sha256(method("dual_ppo"), folder) == before["dual_ppo"]
+        key.code_sha256(method("sft"), folder) != before["sft"]
+        and key.code_sha256(method("dual_ppo"), folder) == before["dual_ppo"]
     )
 
 
@@ -162,23 +153,23 @@ def test_a_trained_policy_is_loaded_by_name(toy, tmp_path):
 
     changes = {"epochs": 2, "inner_epochs": 1, "policy_lr": 1e-3}
     record = run_once(Run("dual_ppo_bandit", "stress", (1,), "smoke", str(toy), "cpu", changes), tmp_path)
-    policy = runner.stored_policy("dual_ppo_bandit", "stress", 1, tmp_path, "smoke", changes, str(toy))
+    policy = records.stored_policy("dual_ppo_bandit", "stress", 1, tmp_path, "smoke", changes, str(toy))
     test = make_envs(load_features(toy), STRESS, seed=1).test
     assert evaluate(all_log_probs(policy, test), test) == record["results"][0]["test"]
-    assert runner.stored_policy("similarity").name == "similarity"
+    assert records.stored_policy("similarity").name == "similarity"
     with pytest.raises(DataError, match="train the method first"):
-        runner.stored_policy("sft", "clean", 0, tmp_path, "smoke")
+        records.stored_policy("sft", "clean", 0, tmp_path, "smoke")
 
 
 def test_what_a_method_trains_on_its_way_is_in_its_key():
-    assert "dualppo.methods.baselines.SFT" in runner.reached_by(
+    assert "dualppo.methods.baselines.SFT" in key.reached_by(
         method("dpo")
-    ) and "dualppo.methods.baselines.DPO" not in runner.reached_by(method("sft"))
+    ) and "dualppo.methods.baselines.DPO" not in key.reached_by(method("sft"))
 
 
 @pytest.mark.parametrize("name", all_methods())
 def test_the_code_of_a_run_is_its_trainer_and_no_report(name):
-    reached = runner.reached_by(method(name))
+    reached = key.reached_by(method(name))
     kind = learner_of(method(name).config)
     assert f"{kind.__module__}.{kind.__qualname__}" in reached and "dualppo.exact.metrics.per_state" in reached
     assert not [
@@ -203,39 +194,39 @@ def test_two_data_sets_of_one_name_share_no_folder(tmp_path, toy):
 
 
 def test_every_digit_of_a_configuration_and_the_machine_are_in_the_key(monkeypatch):
-    keys = {runner.describe(Run("sft", overrides={"lr": lr}, device="cpu"), "0")["key"] for lr in (1.25e-7, 1.2e-7)}
-    monkeypatch.setattr(runner.metadata, "version", lambda name: "another")
-    assert len(keys | {runner.describe(Run("sft", overrides={"lr": 1.2e-7}, device="cpu"), "0")["key"]}) == 3
+    keys = {key.describe(Run("sft", overrides={"lr": lr}, device="cpu"), "0")["key"] for lr in (1.25e-7, 1.2e-7)}
+    monkeypatch.setattr(key.metadata, "version", lambda name: "another")
+    assert len(keys | {key.describe(Run("sft", overrides={"lr": 1.2e-7}, device="cpu"), "0")["key"]}) == 3
 
 
 def test_code_hash_sees_the_judges_weights(tmp_path):
     folder = package_copy(tmp_path)
-    before = runner.code_sha256(method("random"), folder)
+    before = key.code_sha256(method("random"), folder)
     (folder / "assets" / "judge.safetensors").write_bytes(b"other")
-    assert runner.code_sha256(method("random"), folder) != before
+    assert key.code_sha256(method("random"), folder) != before
 
 
 def test_a_method_in_a_folder_is_in_its_own_key(tmp_path):
     folder = package_copy(tmp_path)
-    before = runner.code_sha256(method("grpo"), folder)
+    before = key.code_sha256(method("grpo"), folder)
     for name, old, new in (
         ("methods/grpo", "reward @ weights, 1", "-reward @ weights, 1"),
         ("advantages", "spread + 1e-8", "spread + 1e-7"),
         ("base", "self.epoch += 1", "self.epoch += 2"),
     ):
         edited(folder, name, old, new)
-        after = runner.code_sha256(method("grpo"), folder)
+        after = key.code_sha256(method("grpo"), folder)
         assert after != before, f"{name} is not in the key of grpo"
         before = after
 
 
 def test_a_failed_run_does_not_stop_the_grid(toy, tmp_path, monkeypatch):
-    real = runner.child_command
+    real = parallel.child_command
 
     def wrong(run, *rest):
         return [sys.executable, "-c", "raise SystemExit('it broke')"] if run.method == "random" else real(run, *rest)
 
-    monkeypatch.setattr(runner, "child_command", wrong)
+    monkeypatch.setattr(parallel, "child_command", wrong)
     seen = []
     outcomes = run_grid([tiny(toy, "random"), tiny(toy, "similarity")], tmp_path, 1, notebooks=False, ended=seen.append)
     assert {o.run.method: o.status for o in outcomes} == {"random": "failed", "similarity": "done"} and seen == outcomes
@@ -245,13 +236,13 @@ def test_a_failed_run_does_not_stop_the_grid(toy, tmp_path, monkeypatch):
 
 def test_interrupt_ends_the_children_and_keeps_what_is_done(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        runner, "child_command", lambda run, *rest: [sys.executable, "-c", "import time; time.sleep(60)"]
+        parallel, "child_command", lambda run, *rest: [sys.executable, "-c", "import time; time.sleep(60)"]
     )
 
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "wait", interrupt)
+    monkeypatch.setattr(parallel, "wait", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_grid([tiny(toy, "random")], tmp_path, 1, notebooks=False)
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
@@ -261,7 +252,7 @@ def test_a_notebook_that_fails_is_kept_under_another_name(toy, tmp_path, monkeyp
     def broken(run, outputs, notebook, texts=""):
         return [sys.executable, "-c", f"open({str(notebook)!r}, 'w').write('{{}}'); raise SystemExit(1)"]
 
-    monkeypatch.setattr(runner, "child_command", broken)
+    monkeypatch.setattr(parallel, "child_command", broken)
     run = tiny(toy, "random")
     (outcome,) = run_grid([run], tmp_path, 1)
     assert outcome.status == "failed" and not notebook_path(tmp_path, run).exists()
@@ -299,7 +290,7 @@ def test_papermill_executes_the_template_by_itself(toy, tmp_path):
         "outputs",
         str(tmp_path / "o"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, env=runner.child_environment())
+    done = subprocess.run(command, capture_output=True, text=True, env=parallel.child_environment())
     assert done.returncode == 0, done.stderr[-2000:]
     (path,) = (tmp_path / "o").rglob("*.json")
     assert read_record(path)["seeds"] == [0, 1]
@@ -369,7 +360,7 @@ def test_full_disk_or_read_only_folder(toy, tmp_path, monkeypatch, code):
 
 def test_the_manifest_names_what_is_there(toy, tmp_path):
     record = run_once(tiny(toy, "random"), tmp_path)
-    (row,) = runner.manifest(tmp_path)["runs"]
+    (row,) = records.manifest(tmp_path)["runs"]
     assert (
         row["method"] == "random" and row["code_sha256"] == record["code_sha256"] and (tmp_path / row["path"]).is_file()
     )
