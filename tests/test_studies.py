@@ -4,7 +4,7 @@ import pytest
 from toys import write_toy
 
 from dualppo.cli import main
-from dualppo.text.data import DataError
+from dualppo.core.errors import DataError
 from dualppo.papers.registration import Analysis, registration
 from dualppo.runs.runner import resolve, run_grid
 from dualppo.papers.studies import STUDIES, Study, records_of, study, summary

@@ -13,7 +13,7 @@ from test_runner import edited, package_copy
 
 from dualppo.runs import runner, workflow
 from dualppo.cli import main
-from dualppo.text.data import DataError
+from dualppo.core.errors import DataError
 from dualppo.runs.runner import canonical, execute, job_path, missing, notebook_path, read_record, run_once
 from dualppo.runs.workflow import (
     Config,

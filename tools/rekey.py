@@ -19,9 +19,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from dualppo.bench.features import load_features
+from dualppo.core.files import atomic_write
 from dualppo.papers.studies import STUDIES
 from dualppo.runs.runner import PROFILES, Run, describe, execute, grid, job_path, manifest, read_record, to_json
-from dualppo.text.data import atomic_write
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "outputs" / "published"

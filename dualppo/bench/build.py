@@ -17,18 +17,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from dualppo.text.data import (
-    DataError,
-    Exchange,
-    Removal,
-    clean,
-    json_rows,
-    load_dialogues,
-    normalise_text,
-    read_text,
-    sha256_of,
-    table_rows,
-)
+from ..core.errors import DataError
+from ..core.files import json_rows, read_text, sha256_of, table_rows
+from ..text.exchanges import Exchange, Removal, clean, load_dialogues, normalise_text
 from ..text.encoders import MiniLM, embed_cached, encoder_identity, hashed_tokens
 from .features import Tails, build_features, choose_tails, verify, write_features
 from ..text.harm import FrozenHead, ToxBlock, ToxicCommentClassifier
@@ -101,7 +92,15 @@ def gather_unsafe(folder: Path, diasafety: int = 700, bad: int = 300, longest: i
 
 # %% ../../nbs/workshop/44_build.ipynb #7375cd3b
 def build_sha256(
-    modules: Sequence[str] = ("bench/build", "text/data", "text/encoders", "bench/features", "text/harm"),
+    modules: Sequence[str] = (
+        "core/errors",
+        "core/files",
+        "text/exchanges",
+        "text/encoders",
+        "text/harm",
+        "bench/features",
+        "bench/build",
+    ),
 ) -> str:
     "One sha256 over the sources of the modules that make a features file."
     package = resources.files("dualppo")

@@ -39,16 +39,10 @@ import torch
 from torch import Tensor
 
 from ..bench.candidates import SETTINGS, CandidateSpec
-from ..core.config import nearest
-from dualppo.text.data import (
-    SCRATCH,
-    DataError,
-    atomic_write,
-    cached_official,
-    download_official,
-    load_dialogues,
-    load_json,
-)
+from ..core.errors import DataError, nearest
+from ..core.files import SCRATCH, atomic_write, load_json
+from ..text.download import cached_official, download_official
+from ..text.exchanges import load_dialogues
 from ..bench.env import Graded, Splits, make_envs
 from ..bench.features import KINDS, Features, embedded_path, load_features
 from dualppo.runs.jobs import (
@@ -275,7 +269,7 @@ def _built(name: str, key: str, make: Callable[[Path], dict], report: Callable[[
 def build_once(folder: Path, name: str, report: Callable[[str], None]) -> Path:
     "Features of dialogue files, from the cache or built into it."
     from dualppo.bench.build import build_exchanges, sources_of
-    from dualppo.text.data import clean
+    from dualppo.text.exchanges import clean
 
     dialogues = folder / "wow" if (folder / "wow").is_dir() else folder
     beside = Path(os.environ.get("DUALPPO_DATA") or folder)  # labelled toxic and safe texts, for look-alikes
@@ -293,7 +287,7 @@ def build_once(folder: Path, name: str, report: Callable[[str], None]) -> Path:
 def build_chitchat(report: Callable[[str], None]) -> Path:
     "Features of the chit-chat extra, from the cache or built into it."
     from dualppo.bench.build import build_exchanges
-    from dualppo.text.data import clean, read_chitchat
+    from dualppo.text.exchanges import clean, read_chitchat
 
     exchanges, removed = read_chitchat()
     exchanges, more = clean(exchanges)
