@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
+from platformdirs import user_cache_path
 from torch import Tensor
 
 from ..core.errors import DataError
@@ -108,8 +109,8 @@ def build_sha256(
 
 
 def default_cache() -> Path:
-    "Where embeddings and downloads are kept: `DUALPPO_CACHE`, else `~/.cache/dualppo`."
-    return Path(os.environ.get("DUALPPO_CACHE") or Path.home() / ".cache" / "dualppo")
+    "Where embeddings and downloads are kept: `DUALPPO_CACHE`, else this system's folder (`~/.cache/dualppo` on Linux)."
+    return Path(os.environ.get("DUALPPO_CACHE") or user_cache_path("dualppo", appauthor=False))
 
 # %% ../../nbs/workshop/44_build.ipynb #5cf3f038
 def _removal_log(removals: Sequence[Removal]) -> list[dict]:
