@@ -23,7 +23,6 @@ from typing import Any, BinaryIO
 
 from ..core.errors import DataError, _bad
 from ..core.files import _cannot_write, _must_end, sha256_of
-from .exchanges import normalise_text
 
 # %% ../../nbs/workshop/40c_download.ipynb #dd1377e2
 ARCHIVE_URL = "http://parl.ai/downloads/wizard_of_wikipedia/wizard_of_wikipedia.tgz"
@@ -118,9 +117,7 @@ def _unpack(archive: Path, folder: Path, max_bytes: int, max_members: int) -> No
             if count > max_members:
                 raise _bad(archive, None, "", f"more than {max_members} members", "do not use this archive")
             if trouble := _member_trouble(member, seen):
-                raise _bad(
-                    archive, None, normalise_text(member.name)[:80], f"this member {trouble}", "do not use this archive"
-                )
+                raise _bad(archive, None, member.name[:80], f"this member {trouble}", "do not use this archive")
             target = folder / member.name
             (target if member.isdir() else target.parent).mkdir(parents=True, exist_ok=True)
             if member.isreg():
