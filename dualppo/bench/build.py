@@ -9,7 +9,6 @@ __all__ = ['ATTRIBUTION', 'read_jigsaw', 'read_diasafety', 'read_bad', 'gather_t
 # %% ../../nbs/workshop/44_build.ipynb #96b387b9
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from ..core.errors import DataError
 from ..core.files import json_rows, read_text, sha256_of, table_rows
-from ..text.exchanges import Exchange, Removal, clean, load_dialogues, normalise_text
+from ..text.exchanges import Exchange, Removal, clean, load_dialogues, normalise_text, removal_table
 from ..text.encoders import MiniLM, embed_cached, encoder_identity, hashed_tokens
 from .features import Tails, build_features, choose_tails, verify, write_features
 from ..text.harm import FrozenHead, ToxBlock, ToxicCommentClassifier
@@ -113,14 +112,6 @@ def default_cache() -> Path:
     return Path(os.environ.get("DUALPPO_CACHE") or user_cache_path("dualppo", appauthor=False))
 
 # %% ../../nbs/workshop/44_build.ipynb #5cf3f038
-def _removal_log(removals: Sequence[Removal]) -> list[dict]:
-    "Removals counted by file, field and reason: what, why, how many."
-    counts = Counter((r.file, r.field, r.why) for r in removals)
-    return [
-        {"file": file, "field": field, "why": why, "exchanges": n} for (file, field, why), n in sorted(counts.items())
-    ]
-
-
 def sources_of(folder: Path, dialogues: Path) -> dict[str, str]:
     "sha256 of every file that was read, by its path below the folder."
     files = (
@@ -207,7 +198,7 @@ def build_exchanges(
         "dialogues": len({e.dialogue for e in exchanges}),
         "replies": len(tensors["kind"]),
         "tails": {k: len(getattr(tails, k)) for k in ("strong", "mild", "benign")} if tails else None,
-        "removed": _removal_log(removals),
+        "removed": removal_table(removals).to_dict("records"),
         "licence": "CC-BY-4.0",
         "attribution": ATTRIBUTION,
     }
