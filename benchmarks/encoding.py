@@ -8,8 +8,8 @@ import warnings
 import torch
 from machine import save, seconds
 
-from dualppo.text.data import tutorial
 from dualppo.text.encoders import MiniLM
+from dualppo.text.exchanges import tutorial
 
 
 def texts() -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from dualppo.text.data import atomic_write
+from dualppo.core.files import atomic_write
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from machine import RESULTS
 
-from dualppo.text.data import atomic_write
+from dualppo.core.files import atomic_write
 
 HERE = Path(__file__).resolve().parent
 

@@ -29,10 +29,9 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from .papers import studies
-from .text.data import DataError
+from .core.errors import DataError, nearest
 from .bench.features import STRONG, embedded_path, load_features, verify
 from .papers.ledger import write_ledger
-from .core.config import nearest
 from .methods.rows import all_methods, method
 from .papers.molma import write_molma
 from .show.report import write_report

@@ -25,7 +25,7 @@ from dualppo.papers.ambiguities import (
     log_markdown,
     log_table,
 )
-from dualppo.text.data import DataError
+from dualppo.core.errors import DataError
 from dualppo.methods.rows import all_methods
 from dualppo.papers.registration import registration
 from dualppo.runs.grade import finite

@@ -18,7 +18,7 @@ from dualppo.methods.base import Learner, learner_of, stack_of, train, train_tog
 from dualppo.methods.baselines import DPO, DPOConfig, SFT, SFTConfig
 from dualppo.bench.candidates import STRESS
 from dualppo.cli import train_parser
-from dualppo.text.data import DataError
+from dualppo.core.errors import DataError
 from dualppo.bench.env import EnvConfig, Splits, add_objective, make_envs
 from dualppo.bench.features import load_features
 from dualppo.methods.rows import all_methods

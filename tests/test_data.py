@@ -17,8 +17,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dualppo.text import data
-from dualppo.text.data import DataError, Exchange
+from dualppo.core import files
+from dualppo.core.errors import DataError
+from dualppo.text import download, exchanges
+from dualppo.text.exchanges import Exchange
 
 MANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 GOOD = {"dialogue": [["hello", "hi"], ["and you", "fine"]], "meta": [["a fact"], []]}
@@ -46,7 +48,7 @@ def put(path: Path, value) -> Path:
 
 # ---------------------------------------------------------------- readers
 def test_pairs(tmp_path):
-    kept, left_out = data.load_dialogues(put(tmp_path / "a.json", [GOOD]))
+    kept, left_out = exchanges.load_dialogues(put(tmp_path / "a.json", [GOOD]))
     assert kept == [Exchange("a:0", 0, "hello", "a fact", "hi")]
     assert [(r.file, r.row, r.turn, r.field, r.why) for r in left_out] == [
         ("a.json", 0, 1, "meta", "no knowledge sentence")
@@ -54,7 +56,7 @@ def test_pairs(tmp_path):
 
 
 def test_official_queries_turns_and_knowledge(tmp_path):
-    kept, left_out = data.load_dialogues(put(tmp_path / "train.json", [OFFICIAL]))
+    kept, left_out = exchanges.load_dialogues(put(tmp_path / "train.json", [OFFICIAL]))
     assert [(x.turn, x.query, x.knowledge, x.reference, x.topic) for x in kept] == [
         (0, "Tea", "Tea is a drink.", "Tea is old.", "Tea"),
         (2, "Where from?", "Tea comes from China.", "China.", "Tea"),
@@ -67,12 +69,12 @@ def test_folder_reads_parts_once(tmp_path):
         put(tmp_path / f"{name}.json", [OFFICIAL])
     put(tmp_path / "topic_splits.json", {"train": []})
     put(tmp_path / "valid.json", [GOOD])
-    kept, _ = data.load_dialogues(tmp_path)
+    kept, _ = exchanges.load_dialogues(tmp_path)
     assert Counter(x.dialogue for x in kept) == {"train:0": 2, "valid:0": 1}
 
 
 def test_given_ids_name_the_dialogue(tmp_path):
-    kept, _ = data.read_pairs(put(tmp_path / "a.json", [GOOD | {"id": "first"}, GOOD | {"id": 7}]))
+    kept, _ = exchanges.read_pairs(put(tmp_path / "a.json", [GOOD | {"id": "first"}, GOOD | {"id": 7}]))
     assert [x.dialogue for x in kept] == ["a:first", "a:7"]
 
 
@@ -109,7 +111,7 @@ def test_given_ids_name_the_dialogue(tmp_path):
 def test_each_broken_row_gets_its_sentence(tmp_path, rows, words):
     path = put(tmp_path / "mine.json", rows)
     with pytest.raises(DataError) as caught:
-        data.load_dialogues(path)
+        exchanges.load_dialogues(path)
     sentence = str(caught.value)
     assert "mine.json" in sentence and sentence.endswith(".") and "\n" not in sentence and "; " in sentence
     assert all(word in sentence for word in words), sentence
@@ -117,12 +119,12 @@ def test_each_broken_row_gets_its_sentence(tmp_path, rows, words):
 
 def test_not_strict_leaves_empty_texts_out_with_a_line_in_the_log(tmp_path):
     rows = [GOOD, {"dialogue": [["a", " "], ["", "b"]], "meta": [["k"], ["k"]]}]
-    kept, left_out = data.load_dialogues(put(tmp_path / "a.json", rows), strict=False)
+    kept, left_out = exchanges.load_dialogues(put(tmp_path / "a.json", rows), strict=False)
     assert len(kept) == 1 and [(r.row, r.turn, r.why) for r in left_out[1:]] == [
         (1, 0, "empty text"),
         (1, 1, "empty text"),
     ]
-    assert data.removal_table(left_out).exchanges.sum() == 3
+    assert exchanges.removal_table(left_out).exchanges.sum() == 3
 
 
 @pytest.mark.parametrize(
@@ -139,34 +141,34 @@ def test_not_strict_leaves_empty_texts_out_with_a_line_in_the_log(tmp_path):
 )
 def test_broken_json(tmp_path, text, words):
     with pytest.raises(DataError) as caught:
-        data.load_dialogues(put(tmp_path / "cut.json", text))
+        exchanges.load_dialogues(put(tmp_path / "cut.json", text))
     assert all(word in str(caught.value) for word in ["cut.json", *words]), caught.value
 
 
 def test_unreadable_files(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="no such file.*DUALPPO_DATA"):
-        data.load_dialogues(tmp_path / "absent.json")
+        exchanges.load_dialogues(tmp_path / "absent.json")
     with pytest.raises(DataError, match=r"no \*.json file"):
-        data.load_dialogues(tmp_path)
+        exchanges.load_dialogues(tmp_path)
     with pytest.raises(DataError, match="cannot be read"):
-        data.read_pairs(tmp_path)
+        exchanges.read_pairs(tmp_path)
     (tmp_path / "latin.json").write_bytes('[{"dialogue": "é"}]'.encode("latin-1"))
     with pytest.raises(DataError, match="latin.json.*UTF-8"):
-        data.load_dialogues(tmp_path / "latin.json")
+        exchanges.load_dialogues(tmp_path / "latin.json")
 
     def refuse(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(DataError, match="Permission denied.*may read"):
-        data.load_dialogues(tmp_path / "latin.json")
+        exchanges.load_dialogues(tmp_path / "latin.json")
 
 
 def test_rows_longer_than_a_chunk_are_read_and_bom_is_ignored(tmp_path):
     rows = [{"dialogue": [["a" * 700_000, "b"]], "meta": [["k" * 2_000_000]]} for _ in range(3)]
     path = tmp_path / "big.json"
     path.write_text("\ufeff " + json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    assert [value for _, value in data.iter_rows(path)] == rows
+    assert [value for _, value in exchanges.iter_rows(path)] == rows
 
 
 JSON = st.recursive(
@@ -210,12 +212,12 @@ JSON = st.recursive(
 def test_any_json_gives_a_result_or_a_data_error(tmp_path, value):
     path = put(tmp_path / "any.json", value)
     for read in (
-        data.load_dialogues,
-        data.read_pairs,
-        data.read_official,
-        data.read_tutorial,
-        lambda p: data.load_dialogues(p, strict=False),
-        lambda p: data.read_chitchat(path=p),
+        exchanges.load_dialogues,
+        exchanges.read_pairs,
+        exchanges.read_official,
+        exchanges.read_tutorial,
+        lambda p: exchanges.load_dialogues(p, strict=False),
+        lambda p: exchanges.read_chitchat(path=p),
     ):
         try:
             read(path)
@@ -228,7 +230,7 @@ def test_any_json_gives_a_result_or_a_data_error(tmp_path, value):
 def test_any_bytes_give_a_result_or_a_data_error(tmp_path, content, bracket):
     path = tmp_path / "any.json"
     path.write_bytes(b"[" * bracket + content)
-    for read in (data.load_dialogues, lambda p: data.read_chitchat(path=p)):
+    for read in (exchanges.load_dialogues, lambda p: exchanges.read_chitchat(path=p)):
         try:
             read(path)
         except DataError:
@@ -239,15 +241,15 @@ def test_any_bytes_give_a_result_or_a_data_error(tmp_path, content, bracket):
 @given(st.lists(JSON, max_size=5))
 def test_streaming_equals_json_load(tmp_path, rows):
     path = put(tmp_path / "rows.json", rows)
-    assert repr([v for _, v in data.iter_rows(path)]) == repr(json.loads(path.read_text()))
+    assert repr([v for _, v in exchanges.iter_rows(path)]) == repr(json.loads(path.read_text()))
 
 
 # ---------------------------------------------------------------- cleaning
 @MANY
 @given(st.text(), st.booleans())
 def test_normalise_is_idempotent_and_leaves_single_spaces(text, lowercase):
-    once = data.normalise_text(text, lowercase)
-    assert data.normalise_text(once, lowercase) == once
+    once = exchanges.normalise_text(text, lowercase)
+    assert exchanges.normalise_text(once, lowercase) == once
     assert "  " not in once and once == once.strip() and not any(c in once for c in "\n\t\r\u00a0\u200b")
 
 
@@ -258,13 +260,13 @@ def test_clean_removes_with_a_reason_keeps_case_and_order():
         Exchange("f:4", 0, "A b", "K\n", "R "),
         Exchange("f:5", 2, "z", "K", "R"),
     ]
-    kept, removed = data.clean(rows)
-    assert [x.query for x in kept] == ["A b", "z"] and data.clean(kept) == (kept, [])
+    kept, removed = exchanges.clean(rows)
+    assert [x.query for x in kept] == ["A b", "z"] and exchanges.clean(kept) == (kept, [])
     assert [(r.file, r.row, r.turn, r.field, r.why) for r in removed] == [
         ("f", 3, 1, "query", "empty text"),
         ("f", 4, 0, "", "repeated exchange"),
     ]
-    assert data.clean(rows, lowercase=True)[0][0].query == "a b"
+    assert exchanges.clean(rows, lowercase=True)[0][0].query == "a b"
 
 
 # ---------------------------------------------------------------- split
@@ -275,7 +277,7 @@ SIZES = st.lists(st.integers(1, 6), min_size=1, max_size=120)
 @given(SIZES, st.integers(0, 2**31))
 def test_split_is_grouped_deterministic_and_near_its_target(sizes, seed):
     names = [f"d{i}" for i, n in enumerate(sizes) for _ in range(n)]
-    part = data.split_by_dialogue(names, seed)
+    part = exchanges.split_by_dialogue(names, seed)
     assert part.dtype == np.int8 and set(part.tolist()) <= {0, 1, 2}
     assert all(len({p for n, p in zip(names, part) if n == name}) == 1 for name in set(names))
     share = np.bincount(part, minlength=3)
@@ -283,15 +285,17 @@ def test_split_is_grouped_deterministic_and_near_its_target(sizes, seed):
     assert abs(share[1] - 0.15 * len(names)) <= max(sizes) + 1e-6
     assert abs(share[2] - 0.15 * len(names)) <= max(sizes) / 2 + 1e-6
     order = np.random.default_rng(seed).permutation(len(names))
-    assert (data.split_by_dialogue([names[i] for i in order], seed) == part[order]).all(), "row order must not matter"
+    shuffled = exchanges.split_by_dialogue([names[i] for i in order], seed)
+    assert (shuffled == part[order]).all(), "row order must not matter"
 
 
 def test_split_takes_numbers_and_refuses_bad_fractions():
-    a = data.split_by_dialogue([3, 3, 1, 2], 0)
-    assert (a == data.split_by_dialogue(np.array([3, 3, 1, 2]), 0)).all() and len(data.split_by_dialogue([], 0)) == 0
+    a = exchanges.split_by_dialogue([3, 3, 1, 2], 0)
+    assert (a == exchanges.split_by_dialogue(np.array([3, 3, 1, 2]), 0)).all()
+    assert len(exchanges.split_by_dialogue([], 0)) == 0
     for fractions in ((0.5, 0.5), (0.9, 0.2, -0.1), (0.5, 0.2, 0.2), (float("nan"), 0.5, 0.5)):
         with pytest.raises(DataError, match="fractions"):
-            data.split_by_dialogue([1, 2], 0, fractions)
+            exchanges.split_by_dialogue([1, 2], 0, fractions)
 
 
 # ---------------------------------------------------------------- writing
@@ -300,24 +304,24 @@ def test_split_takes_numbers_and_refuses_bad_fractions():
 )
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, code, words):
     path = tmp_path / "result.json"
-    data.atomic_write(path, "old")
+    files.atomic_write(path, "old")
 
     def fail(*_):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(DataError, match=f"result.json.*{words}"):
-        data.atomic_write(path, "new")
+        files.atomic_write(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
 def test_writing_where_a_file_stands_in_the_way(tmp_path):
     put(tmp_path / "file", "x")
     with pytest.raises(DataError, match="cannot be written"):
-        data.atomic_write(tmp_path / "file" / "below.json", "x")
+        files.atomic_write(tmp_path / "file" / "below.json", "x")
     (tmp_path / "folder").mkdir()
     with pytest.raises(DataError, match="folder"):
-        data.atomic_write(tmp_path / "folder", "x")
+        files.atomic_write(tmp_path / "folder", "x")
 
 
 # ---------------------------------------------------------------- unpacking
@@ -355,36 +359,36 @@ def archive(path, *members, mode="w:gz"):
 def test_hostile_archives_leave_nothing_behind(tmp_path, bad, words):
     path = archive(tmp_path / "a.tgz", member("ok"), bad)
     with pytest.raises(DataError, match=f"a.tgz.*{words}"):
-        data.extract_safely(path, tmp_path / "out", max_bytes=1 << 20)
+        download.extract_safely(path, tmp_path / "out", max_bytes=1 << 20)
     assert [p.name for p in tmp_path.iterdir()] == ["a.tgz"]
 
 
 def test_too_many_members_damage_and_bombs(tmp_path):
     many = archive(tmp_path / "many.tgz", *(member(f"f{i}") for i in range(20)))
     with pytest.raises(DataError, match="more than 10 members"):
-        data.extract_safely(many, tmp_path / "out", max_members=10)
+        download.extract_safely(many, tmp_path / "out", max_members=10)
     cut = tmp_path / "cut.tgz"
     cut.write_bytes(archive(tmp_path / "a.tgz", member("f", content=os.urandom(50_000))).read_bytes()[:20_000])
     noise = tmp_path / "noise.tgz"
     noise.write_bytes(b"\x1f\x8b" + bytes(100))
     for path in (cut, noise, put(tmp_path / "text.tgz", "no archive"), tmp_path / "absent.tgz"):
         with pytest.raises(DataError, match=path.name):
-            data.extract_safely(path, tmp_path / "out")
+            download.extract_safely(path, tmp_path / "out")
     bomb = tmp_path / "bomb.tgz"
     bomb.write_bytes(gzip.compress(bytes(1 << 25)))
     with pytest.raises(DataError, match="bomb"):
         archive(tmp_path / "inner.tar", member("zeros", content=bytes(1 << 24)), mode="w")
         bomb.write_bytes(gzip.compress((tmp_path / "inner.tar").read_bytes()))
-        data.extract_safely(bomb, tmp_path / "out", max_bytes=1 << 20)
+        download.extract_safely(bomb, tmp_path / "out", max_bytes=1 << 20)
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".unpack*"))
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_a_good_archive_is_unpacked_and_never_over_something(tmp_path, mode):
     path = archive(tmp_path / "a.tgz", member("d", tarfile.DIRTYPE, b""), member("d/x.json", content=b"[]"), mode=mode)
-    assert (data.extract_safely(path, tmp_path / "out") / "d" / "x.json").read_text() == "[]"
+    assert (download.extract_safely(path, tmp_path / "out") / "d" / "x.json").read_text() == "[]"
     with pytest.raises(DataError, match="already exists"):
-        data.extract_safely(path, tmp_path / "out")
+        download.extract_safely(path, tmp_path / "out")
 
 
 # ---------------------------------------------------------------- downloading
@@ -431,16 +435,17 @@ def server(tmp_path, monkeypatch):
 
 
 def fetch(server, cache, sha256=None):
-    return data.download_official(
+    return download.download_official(
         cache, server.url, sha256 or hashlib.sha256(server.content).hexdigest(), progress=False, timeout=10
     )
 
 
 def test_download_once_then_from_cache(server, tmp_path):
     sha256 = hashlib.sha256(server.content).hexdigest()
-    assert data.cached_official(tmp_path / "cache", sha256) is None
+    assert download.cached_official(tmp_path / "cache", sha256) is None
     folder = fetch(server, tmp_path / "cache")
-    assert len(data.load_dialogues(folder)[0]) == 2 and data.cached_official(tmp_path / "cache", sha256) == folder
+    assert len(exchanges.load_dialogues(folder)[0]) == 2
+    assert download.cached_official(tmp_path / "cache", sha256) == folder
     assert fetch(server, tmp_path / "cache") == folder and server.asked == [None]
     assert [p.name for p in (tmp_path / "cache").iterdir()] == [folder.name], "the archive itself is not kept"
 
@@ -487,30 +492,30 @@ def test_download_errors_are_sentences(server, tmp_path):
     with pytest.raises(DataError, match="answers 404"):
         fetch(server, tmp_path / "c")
     with pytest.raises(DataError, match="only http and https"):
-        data.download_official(tmp_path / "c", "file:///etc/passwd", progress=False)
+        download.download_official(tmp_path / "c", "file:///etc/passwd", progress=False)
     with pytest.raises(DataError, match="stopped"):
-        data.download_official(tmp_path / "c", "http://127.0.0.1:9/x", progress=False, timeout=5)
+        download.download_official(tmp_path / "c", "http://127.0.0.1:9/x", progress=False, timeout=5)
     with pytest.raises(DataError, match="cannot be written"):
         server.status = 200
         fetch(server, put(tmp_path / "file", "x") / "below")
     with pytest.raises(DataError, match="more than 1000 bytes"):
-        data.download_official(tmp_path / "d", server.url, progress=False, max_bytes=1000)
+        download.download_official(tmp_path / "d", server.url, progress=False, max_bytes=1000)
 
 
 def test_the_official_address_is_pinned():
-    assert len(data.ARCHIVE_SHA256) == 64 and data.ARCHIVE_SHA256.startswith("2a549627")
-    assert data.ARCHIVE_SHA256.endswith("ae24b7") and data.ARCHIVE_URL.endswith("wizard_of_wikipedia.tgz")
+    assert len(download.ARCHIVE_SHA256) == 64 and download.ARCHIVE_SHA256.startswith("2a549627")
+    assert download.ARCHIVE_SHA256.endswith("ae24b7") and download.ARCHIVE_URL.endswith("wizard_of_wikipedia.tgz")
 
 
 # ---------------------------------------------------------------- what is shipped, the audit, the real files
 def test_tutorial():
-    ours = data.tutorial()
+    ours = exchanges.tutorial()
     assert len(ours) == 59 and len({x.dialogue for x in ours}) == 15 and len({x.id for x in ours}) == len(ours)
     turns = {}
     for x in ours:
-        assert x.turn == turns.get(x.dialogue, 0) and {r.label for r in x.replies} == set(data.REPLY_LABELS)
+        assert x.turn == turns.get(x.dialogue, 0) and {r.label for r in x.replies} == set(exchanges.REPLY_LABELS)
         turns[x.dialogue] = x.turn + 1
-    assert set(turns.values()) <= {3, 4, 5} and data.clean(ours)[1] == []
+    assert set(turns.values()) <= {3, 4, 5} and exchanges.clean(ours)[1] == []
 
 
 @pytest.mark.parametrize(
@@ -526,15 +531,15 @@ def test_tutorial():
 )
 def test_tutorial_format_errors(tmp_path, change, words):
     good = {"id": "a", "dialogue": "d", "turn": 0, "query": "q", "knowledge": "k", "reference": "r", "replies": []}
-    assert len(data.read_tutorial(put(tmp_path / "t.json", [good]))) == 1
+    assert len(exchanges.read_tutorial(put(tmp_path / "t.json", [good]))) == 1
     with pytest.raises(DataError, match=f"row 1.*{words}"):
-        data.read_tutorial(put(tmp_path / "t.json", [good, good | {"id": "b"} | change]))
+        exchanges.read_tutorial(put(tmp_path / "t.json", [good, good | {"id": "b"} | change]))
     with pytest.raises(DataError, match="row 1.*duplicate id 'a'"):
-        data.read_tutorial(put(tmp_path / "t.json", [good, good]))
+        exchanges.read_tutorial(put(tmp_path / "t.json", [good, good]))
 
 
 def test_audit_says_what_does_not_add_up():
-    table = data.audit([Exchange("a", 0, "q", "k", "r")], []).set_index("claim")
+    table = exchanges.audit([Exchange("a", 0, "q", "k", "r")], []).set_index("claim")
     assert table.holds["train + dev + test = kept"] == "yes"
     assert table.holds["kept = unfiltered official training dialogues"] == "yes"
     assert table.holds["kept + removed = official training dialogues"] == "no"
@@ -543,8 +548,8 @@ def test_audit_says_what_does_not_add_up():
 
 
 def test_real_files(shared_data):
-    kept, left_out = data.load_dialogues(shared_data / "wow")
-    cleaned, more = data.clean(kept)
+    kept, left_out = exchanges.load_dialogues(shared_data / "wow")
+    cleaned, more = exchanges.clean(kept)
     assert len(kept) == len(cleaned) == 7305 and more == []
     assert Counter(r.file for r in left_out) == {"valid.json": 253, "test.json": 246}
     assert {r.why for r in left_out} == {"no knowledge sentence"}
@@ -553,13 +558,13 @@ def test_real_files(shared_data):
 
 
 def test_official_examples(shared_data):
-    kept, left_out = data.load_dialogues(shared_data / "wow" / "original_format_examples.json")
+    kept, left_out = exchanges.load_dialogues(shared_data / "wow" / "original_format_examples.json")
     assert len(kept) == 23 and len(left_out) == 1 and len({x.topic for x in kept}) == 5
     assert kept[0].query == kept[0].topic, "the wizard opens the first dialogue: the topic is the query"
 
 
 def test_chitchat():
     pytest.importorskip("chitchat_dataset")
-    kept, left_out = data.read_chitchat(limit=50)
+    kept, left_out = exchanges.read_chitchat(limit=50)
     assert len(kept) > 200 and all(x.query and x.knowledge and x.reference for x in kept)
     assert {r.why for r in left_out} <= {"no knowledge sentence", "empty text"}

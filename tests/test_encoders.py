@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dualppo.core.errors import DataError
 from dualppo.text import encoders
-from dualppo.text.data import DataError
 from dualppo.text.encoders import (
     HashedBagOfWords,
     OneHotText,

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from toys import encode, exchanges, write_toy
 
-from dualppo.text.data import DataError
+from dualppo.core.errors import DataError
 from dualppo.bench.features import KINDS, SCHEMA, embedded_path, load_features, quantise, verify
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from dualppo.text.data import tutorial
+from dualppo.text.exchanges import tutorial
 from dualppo.text.encoders import BUCKETS, project_bag, hashed_tokens
 from dualppo.bench.features import REFERENCE, Ragged, load_features
 from dualppo.papers.hacks import (

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from dualppo.core.errors import DataError
 from dualppo.text import harm
-from dualppo.text.data import DataError
 from dualppo.text.harm import (
     ESTIMATORS,
     BiLSTM,

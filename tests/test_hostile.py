@@ -30,8 +30,9 @@ from toys import write_toy
 from dualppo.bench import build, features, judges
 from dualppo.papers import tables
 from dualppo.runs import parallel, records, spec
-from dualppo.text import data, harm
-from dualppo.text.data import DataError
+from dualppo.core import files
+from dualppo.text import download, exchanges, harm
+from dualppo.core.errors import DataError
 
 MANY = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 FUZZ = Path(__file__).resolve().parent / "fuzz"
@@ -152,7 +153,7 @@ def extended(records: bytes, kind=tarfile.XHDTYPE) -> bytes:
 )
 def test_hostile_headers_are_refused_before_memory_is_filled(tmp_path, parts, word):
     path = tar_with(tmp_path / "a.tgz", *parts)
-    assert word in refusal(lambda: data.extract_safely(path, tmp_path / "out"))
+    assert word in refusal(lambda: download.extract_safely(path, tmp_path / "out"))
     assert [p.name for p in tmp_path.iterdir()] == ["a.tgz"]
 
 
@@ -161,7 +162,7 @@ def test_a_download_is_unpacked_by_the_same_rules(tmp_path):
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     (tmp_path / "c").mkdir()
     path.rename(tmp_path / "c" / f"{digest[:12]}.tgz.part")
-    refusal(lambda: data.download_official(tmp_path / "c", "http://127.0.0.1:9/", digest, progress=False))
+    refusal(lambda: download.download_official(tmp_path / "c", "http://127.0.0.1:9/", digest, progress=False))
     assert not (tmp_path / "evil").exists() and not list((tmp_path / "c").glob("wizard*"))
 
 
@@ -286,20 +287,20 @@ def test_weights_of_another_form_are_refused(tmp_path, tensors):
 @pytest.mark.parametrize(
     "read",
     [
-        data.load_dialogues,
-        data.read_tutorial,
-        data.load_json,
+        exchanges.load_dialogues,
+        exchanges.read_tutorial,
+        files.load_json,
         build.read_jigsaw,
         build.read_diasafety,
         build.read_bad,
         features.verify,
-        data.sha256_of,
-        lambda p: data.extract_safely(p, p.parent / "out"),
+        files.sha256_of,
+        lambda p: download.extract_safely(p, p.parent / "out"),
     ],
 )
 def test_pipes_and_folders_are_not_read(tmp_path, read):
     os.mkfifo(tmp_path / "pipe.json")
-    for path in ((tmp_path / "pipe.json") if read is not data.sha256_of else tmp_path, tmp_path / "absent.json"):
+    for path in ((tmp_path / "pipe.json") if read is not files.sha256_of else tmp_path, tmp_path / "absent.json"):
         refusal(lambda path=path: read(path))
 
 
@@ -396,7 +397,7 @@ def test_examples_show_dialogue_text_inert(tmp_path):
         for i, e in enumerate(EVIL)
     ]
     (tmp_path / "d.json").write_text(json.dumps(rows))
-    card = {"sources": {"d.json": data.sha256_of(tmp_path / "d.json")}, "replies": 100}
+    card = {"sources": {"d.json": files.sha256_of(tmp_path / "d.json")}, "replies": 100}
     example = [{"row": i, "reply": i, "kind": "reference"} for i in range(len(rows))]
     frame = tables.examples({"results": [{"choices": {"examples": example}}]}, card, tmp_path)
     shown = frame.to_html(escape=False) + frame.to_html()

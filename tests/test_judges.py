@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dualppo.text.data import DataError
+from dualppo.core.errors import DataError
 from dualppo.bench.judges import (
     BEGIN_FILES,
     AttributionJudge,

@@ -17,7 +17,7 @@ from dualppo.losses.alignment import aggregator, alignment, geometry
 from dualppo.losses.apa import apa_loss, kl_penalised, logit, piecewise, whiten
 from dualppo.methods.base import train, train_together
 from dualppo.bench.candidates import STRESS
-from dualppo.text.data import DataError
+from dualppo.core.errors import DataError
 from dualppo.bench.env import add_objective, make_envs
 from dualppo.bench.features import load_features
 from dualppo.methods.modrl import (

@@ -229,7 +229,7 @@ ALLOWED = {
         "importlib.import_module",
     ): "imports the modules of its own folder, whose names pkgutil lists",
     (
-        "dualppo/text/data.py",
+        "dualppo/text/download.py",
         "urllib.request.urlopen",
     ): "fetches the one archive, whose sha256 is pinned and checked before it is unpacked",
     (
@@ -354,7 +354,7 @@ def test_no_unsafe_loading_anywhere():
         for what in unsafe_calls(
             code_of(path),
             relative(path)
-            .replace("nbs/text/01_data.ipynb", "dualppo/text/data.py")
+            .replace("nbs/workshop/40c_download.ipynb", "dualppo/text/download.py")
             .replace("nbs/text/02_encoders.ipynb", "dualppo/text/encoders.py")
             .replace("nbs/methods/40_methods.ipynb", "dualppo/methods/rows.py"),
         )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dualppo.text.data import DataError
+from dualppo.core.errors import DataError
 from dualppo.exact.metrics import METRICS
 from dualppo.papers.registration import Analysis, read_registration, registration
 from dualppo.runs.spec import HEADLINE, PROFILES, SEED_000, grid

@@ -21,7 +21,7 @@ from test_tables import NAMES, record, store
 
 from dualppo.papers import tables
 from dualppo.show import report
-from dualppo.text.data import DataError
+from dualppo.core.errors import DataError
 from dualppo.papers.ledger import Entry, Verdict, read_ledger
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "outputs" / "published"
@@ -209,7 +209,7 @@ def test_equal_inputs_give_equal_bytes_and_nothing_is_left_behind(outputs):
 def test_a_page_that_fails_leaves_the_old_one(outputs, monkeypatch):
     old = report.write_report(outputs).read_bytes()
     (outputs / "tuning.csv").unlink()
-    monkeypatch.setattr("dualppo.text.data.os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "no space")))
+    monkeypatch.setattr("dualppo.core.files.os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "no space")))
     with pytest.raises(DataError, match="the disk is full"):
         report.write_report(outputs)
     assert (outputs / "report.html").read_bytes() == old and not list(outputs.glob(".dualppo-*"))

@@ -11,7 +11,7 @@ import torch
 from toys import write_toy
 
 from dualppo.bench.candidates import CLEAN, STRESS
-from dualppo.text.data import DataError
+from dualppo.core.errors import DataError
 from dualppo.bench.env import make_envs
 from dualppo.bench.features import REFUSAL, load_features
 from dualppo.bench.reward_models import (

@@ -13,7 +13,7 @@ import pytest
 from papermill import PapermillExecutionError, execute_notebook
 
 from dualppo.runs import key, parallel, records
-from dualppo.text.data import DataError
+from dualppo.core.errors import DataError
 from dualppo.methods.base import learner_of
 from dualppo.methods.rows import all_methods, method
 from dualppo.runs.execution import execute, run_once
@@ -104,7 +104,7 @@ def edited(folder: Path, name: str, old: str, new: str) -> None:
         ("tables", "def ", "def _more():\n    return 1\n\n\ndef "),
         ("methods/grpo", "sum_first", "first_sum"),
         ("baselines", "beta: Positive = 0.1", "beta: Positive = 0.2"),
-        ("data", "def download_official", "def _unused():\n    return 2\n\n\ndef download_official"),
+        ("download", "def download_official", "def _unused():\n    return 2\n\n\ndef download_official"),
     ],
 )
 def test_code_hash_ignores_what_the_run_does_not_execute(tmp_path, name, old, new):

@@ -4,7 +4,7 @@ import pytest
 from toys import write_toy
 
 from dualppo.cli import main
-from dualppo.text.data import DataError
+from dualppo.core.errors import DataError
 from dualppo.papers.registration import Analysis, registration
 from dualppo.runs.parallel import run_grid
 from dualppo.runs.spec import resolve

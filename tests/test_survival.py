@@ -25,7 +25,8 @@ import pytest
 from dualppo import cli
 from dualppo.runs import execution, jobs, parallel
 from dualppo.runs.codehash import definitions_sha256, reached
-from dualppo.text.data import SCRATCH, DataError, atomic_write
+from dualppo.core.errors import DataError
+from dualppo.core.files import SCRATCH, atomic_write
 from dualppo.runs.jobs import affordable_workers, at_work, lock, sweep
 from dualppo.runs.execution import execute, run_once
 from dualppo.runs.key import canonical

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from dualppo.papers import tables
-from dualppo.text.data import DataError
+from dualppo.core.errors import DataError
 from dualppo.methods.rows import all_methods, method
 from dualppo.exact.metrics import METRICS
 from dualppo.runs.execution import run_once

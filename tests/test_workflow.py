@@ -13,7 +13,8 @@ from test_runs import edited, package_copy
 
 from dualppo.runs import jobs, key, workflow
 from dualppo.cli import main
-from dualppo.text.data import SCRATCH, DataError
+from dualppo.core.errors import DataError
+from dualppo.core.files import SCRATCH
 from dualppo.runs.execution import execute, run_once
 from dualppo.runs.key import canonical
 from dualppo.runs.records import job_path, missing, notebook_path, read_record

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dualppo.text.data import Exchange
+from dualppo.text.exchanges import Exchange
 from dualppo.text.encoders import hashed_tokens
 from dualppo.bench.features import Tails, build_features, write_features
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import torch
 
 from dualppo.bench.build import default_cache
-from dualppo.text.data import atomic_write, sha256_of
+from dualppo.core.files import atomic_write, sha256_of
 from dualppo.text.encoders import MiniLM, embed_cached, encoder_identity
 from dualppo.text.harm import (
     TOX_BLOCK,

@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from dualppo.text.data import atomic_write, tutorial
+from dualppo.core.files import atomic_write
+from dualppo.text.exchanges import tutorial
 from dualppo.text.encoders import MiniLM
 from dualppo.bench.features import load_features
 from dualppo.papers.hacks import embedded_exam, examine, tutorial_exam

@@ -19,7 +19,8 @@ from sklearn.metrics import roc_auc_score
 from assets import rounded, sources
 from dualppo.bench.build import default_cache
 from dualppo.bench.candidates import SETTINGS
-from dualppo.text.data import atomic_write, clean, json_rows, load_dialogues, normalise_text
+from dualppo.core.files import atomic_write, json_rows
+from dualppo.text.exchanges import clean, load_dialogues, normalise_text
 from dualppo.text.encoders import MiniLM, embed_cached, encoder_identity
 from dualppo.bench.env import Env, make_envs
 from dualppo.bench.features import REFERENCE, STRONG, UNSAFE, load_features, quantise

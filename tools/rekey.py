@@ -19,12 +19,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from dualppo.bench.features import load_features
+from dualppo.core.files import atomic_write
 from dualppo.papers.studies import STUDIES
 from dualppo.runs.execution import execute
 from dualppo.runs.key import describe, to_json
 from dualppo.runs.records import job_path, manifest, read_record
 from dualppo.runs.spec import PROFILES, Run, grid
-from dualppo.text.data import atomic_write
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "outputs" / "published"

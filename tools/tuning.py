@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from dualppo.bench.candidates import STRESS
-from dualppo.text.data import atomic_write
+from dualppo.core.files import atomic_write
 from dualppo.bench.env import make_envs
 from dualppo.bench.features import load_features
 from dualppo.methods.rows import configure, method, train_method

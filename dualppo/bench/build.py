@@ -9,26 +9,17 @@ __all__ = ['ATTRIBUTION', 'read_jigsaw', 'read_diasafety', 'read_bad', 'gather_t
 # %% ../../nbs/workshop/44_build.ipynb #96b387b9
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
+from platformdirs import user_cache_path
 from torch import Tensor
 
-from dualppo.text.data import (
-    DataError,
-    Exchange,
-    Removal,
-    clean,
-    json_rows,
-    load_dialogues,
-    normalise_text,
-    read_text,
-    sha256_of,
-    table_rows,
-)
+from ..core.errors import DataError
+from ..core.files import json_rows, read_text, sha256_of, table_rows
+from ..text.exchanges import Exchange, Removal, clean, load_dialogues, normalise_text, removal_table
 from ..text.encoders import MiniLM, embed_cached, encoder_identity, hashed_tokens
 from .features import Tails, build_features, choose_tails, verify, write_features
 from ..text.harm import FrozenHead, ToxBlock, ToxicCommentClassifier
@@ -101,7 +92,15 @@ def gather_unsafe(folder: Path, diasafety: int = 700, bad: int = 300, longest: i
 
 # %% ../../nbs/workshop/44_build.ipynb #7375cd3b
 def build_sha256(
-    modules: Sequence[str] = ("bench/build", "text/data", "text/encoders", "bench/features", "text/harm"),
+    modules: Sequence[str] = (
+        "core/errors",
+        "core/files",
+        "text/exchanges",
+        "text/encoders",
+        "text/harm",
+        "bench/features",
+        "bench/build",
+    ),
 ) -> str:
     "One sha256 over the sources of the modules that make a features file."
     package = resources.files("dualppo")
@@ -109,18 +108,10 @@ def build_sha256(
 
 
 def default_cache() -> Path:
-    "Where embeddings and downloads are kept: `DUALPPO_CACHE`, else `~/.cache/dualppo`."
-    return Path(os.environ.get("DUALPPO_CACHE") or Path.home() / ".cache" / "dualppo")
+    "Where embeddings and downloads are kept: `DUALPPO_CACHE`, else this system's folder (`~/.cache/dualppo` on Linux)."
+    return Path(os.environ.get("DUALPPO_CACHE") or user_cache_path("dualppo", appauthor=False))
 
 # %% ../../nbs/workshop/44_build.ipynb #5cf3f038
-def _removal_log(removals: Sequence[Removal]) -> list[dict]:
-    "Removals counted by file, field and reason: what, why, how many."
-    counts = Counter((r.file, r.field, r.why) for r in removals)
-    return [
-        {"file": file, "field": field, "why": why, "exchanges": n} for (file, field, why), n in sorted(counts.items())
-    ]
-
-
 def sources_of(folder: Path, dialogues: Path) -> dict[str, str]:
     "sha256 of every file that was read, by its path below the folder."
     files = (
@@ -207,7 +198,7 @@ def build_exchanges(
         "dialogues": len({e.dialogue for e in exchanges}),
         "replies": len(tensors["kind"]),
         "tails": {k: len(getattr(tails, k)) for k in ("strong", "mild", "benign")} if tails else None,
-        "removed": _removal_log(removals),
+        "removed": removal_table(removals).to_dict("records"),
         "licence": "CC-BY-4.0",
         "attribution": ATTRIBUTION,
     }

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..core.config import Cosine, Count, Number, Several, Share, config
-from ..text.data import DataError
+from ..core.errors import DataError
 from .features import BENIGN, MILD, REFERENCE, REFUSAL, STRONG, UNSAFE, Features
 
 # %% ../../nbs/bench/07_candidates.ipynb #4f900b2f

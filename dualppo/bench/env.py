@@ -19,7 +19,8 @@ from torch.nn.functional import normalize
 
 from .candidates import CandidateSpec, draw_candidates
 from ..core.config import listed, Cosine, PositiveShare, Share, config
-from ..text.data import DataError, split_by_dialogue
+from ..core.errors import DataError
+from ..text.exchanges import split_by_dialogue
 from ..text.encoders import project_bag, state_vector
 from .features import REFERENCE, REFUSAL, Features
 from .judges import AttributionJudge

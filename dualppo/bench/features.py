@@ -20,7 +20,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..text.data import DataError, Exchange, atomic_write, sha256_of
+from ..core.errors import DataError
+from ..core.files import atomic_write, sha256_of
+from ..text.exchanges import Exchange
 
 SCHEMA = "dualppo-features/1"
 KINDS = ("reference", "strong", "mild", "benign", "unsafe", "refusal")

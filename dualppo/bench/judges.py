@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..text.data import DataError, table_rows
+from ..core.errors import DataError
+from ..core.files import table_rows
 from ..text.harm import calibration_error, read_asset, reliability
 
 # %% ../../nbs/bench/30_judges.ipynb #8f48f6f0

@@ -20,7 +20,8 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ..text.data import DataError, load_json, sha256_of
+from ..core.errors import DataError
+from ..core.files import load_json, sha256_of
 from .env import Env
 from .features import REFUSAL, dequantise
 

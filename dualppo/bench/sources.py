@@ -14,8 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .features import embedded_path
-from ..core.config import nearest
-from ..text.data import DataError, cached_official, download_official, load_dialogues
+from ..core.errors import DataError, nearest
+from ..text.download import cached_official, download_official
+from ..text.exchanges import load_dialogues
 
 # %% ../../nbs/bench/04a_sources.ipynb #3fea13bf
 def data_name(path: Path) -> str:
@@ -43,7 +44,7 @@ def _built(name: str, key: str, make: Callable[[Path], dict], report: Callable[[
 def build_once(folder: Path, name: str, report: Callable[[str], None]) -> Path:
     "Features of dialogue files, from the cache or built into it."
     from dualppo.bench.build import build_exchanges, sources_of
-    from dualppo.text.data import clean
+    from dualppo.text.exchanges import clean
 
     dialogues = folder / "wow" if (folder / "wow").is_dir() else folder
     beside = Path(os.environ.get("DUALPPO_DATA") or folder)  # labelled toxic and safe texts, for look-alikes
@@ -61,7 +62,7 @@ def build_once(folder: Path, name: str, report: Callable[[str], None]) -> Path:
 def build_chitchat(report: Callable[[str], None]) -> Path:
     "Features of the chit-chat extra, from the cache or built into it."
     from dualppo.bench.build import build_exchanges
-    from dualppo.text.data import clean, read_chitchat
+    from dualppo.text.exchanges import clean, read_chitchat
 
     exchanges, removed = read_chitchat()
     exchanges, more = clean(exchanges)

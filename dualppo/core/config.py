@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['Positive', 'NonNegative', 'Share', 'PositiveShare', 'Cosine', 'Count', 'Number', 'Several', 'Weights', 'EXPECTED',
-           'listed', 'nearest', 'interval', 'sentence', 'config']
+           'listed', 'interval', 'sentence', 'config']
 
 # %% ../../nbs/core/05a_config.ipynb #fc4f7d2f
-import difflib
 import functools
 from typing import Annotated, Any, dataclass_transform, get_args, get_type_hints
 
@@ -15,6 +14,8 @@ import pydantic
 import tyro
 from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, ValidationError
+
+from .errors import nearest
 
 # %% ../../nbs/core/05a_config.ipynb #a5346d48
 def listed(value: object) -> object:
@@ -46,12 +47,6 @@ Weights = Annotated[
 ]
 
 # %% ../../nbs/core/05a_config.ipynb #76194ebb
-def nearest(name: str, known: list[str]) -> str:
-    "Part of a sentence that offers the names closest to a mistyped one."
-    close = difflib.get_close_matches(name[:100], known, n=3, cutoff=0.4)
-    return f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(known)}."
-
-
 EXPECTED = {
     "int": "a whole number",
     "float": "a number",

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..text.data import DataError
+from ..core.errors import DataError
 
 # %% ../../nbs/losses/11_alignment.ipynb #9b6104b1
 Scale = Literal["min", "median", "rmse"]

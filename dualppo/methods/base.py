@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..text.data import atomic_write
+from ..core.files import atomic_write
 from ..bench.env import Env, Graded, Seen, Splits
 from ..policies.policy import all_log_probs
 from ..losses.surrogate import kl_divergence

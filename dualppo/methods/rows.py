@@ -30,9 +30,8 @@ from dualppo.methods.baselines import (
     ExactConfig,
     SFTConfig,
 )
-from ..core.config import nearest
+from ..core.errors import DataError, nearest
 from ..losses.advantages import AdvantageMode
-from ..text.data import DataError
 from ..bench.env import EnvConfig, Splits
 from .modrl import MODRLConfig, rivals
 from .ppo import PPOConfig

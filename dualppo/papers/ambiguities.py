@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..text.data import DataError, read_text
+from ..core.errors import DataError
+from ..core.files import read_text
 from .registration import Analysis
 from ..runs.grade import finite
 from ..runs.key import package_folder

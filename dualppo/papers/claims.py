@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import Literal
 
-from ..text.data import PRINTED_COUNTS
+from ..text.exchanges import PRINTED_COUNTS
 
 PAPER = {
     "table2": {

@@ -17,7 +17,8 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from ..text.data import DataError, TutorialExchange
+from ..core.errors import DataError
+from ..text.exchanges import TutorialExchange
 from ..text.encoders import BUCKETS, hashed_tokens
 from ..bench.env import split_rows
 from ..bench.features import REFERENCE, REFUSAL, REFUSALS, BENIGN, STRONG, Features, Ragged

@@ -19,7 +19,9 @@ from typing import Literal
 import numpy as np
 
 from .claims import arithmetic, printed_value, texts, verdict
-from ..text.data import OFFICIAL_TRAIN, PRINTED_COUNTS, DataError, atomic_write, load_json
+from ..core.errors import DataError
+from ..core.files import atomic_write, load_json
+from ..text.exchanges import OFFICIAL_TRAIN, PRINTED_COUNTS
 from ..bench.features import load_features
 from ..methods.modrl import SELF
 from .molma import OPPONENTS, PRINTED, graded_runs, rates
@@ -339,7 +341,7 @@ def size_entries(card: Mapping) -> list[Entry]:
     parts = p["train"] + p["dev"] + p["test"]
 
     def line(claim, printed, ours, verdict, why):
-        return Entry("C8", claim, printed, ours, "", "", "", verdict, why, "01_data", "")
+        return Entry("C8", claim, printed, ours, "", "", "", verdict, why, "01_exchanges", "")
 
     return [
         line(

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..text.data import DataError, atomic_write
+from ..core.errors import DataError
+from ..core.files import atomic_write
 from ..methods.rows import all_methods
 from ..methods.modrl import SELF
 from .stats import paired

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Literal
 
-from ..text.data import DataError
+from ..core.errors import DataError
 
 # %% ../../nbs/papers/35_registration.ipynb #1f4265ac
 @dataclass(frozen=True)

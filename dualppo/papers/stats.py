@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
-from ..text.data import DataError
+from ..core.errors import DataError
 from .registration import Analysis, Registration
 
 # %% ../../nbs/papers/36_stats.ipynb #0577b772

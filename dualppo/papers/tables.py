@@ -32,7 +32,9 @@ from scipy.special import stdtrit
 
 from ..bench.candidates import SETTINGS
 from .claims import PAPER
-from ..text.data import DataError, atomic_write, load_dialogues, normalise_text, sha256_of
+from ..core.errors import DataError
+from ..core.files import atomic_write, sha256_of
+from ..text.exchanges import load_dialogues, normalise_text
 from ..bench.features import REFUSALS
 from ..methods.rows import all_methods
 from ..exact.metrics import METRICS
@@ -886,7 +888,7 @@ def examples(record: Mapping, card: Mapping, texts: str | Path | None = None) ->
 
 def _exchanges(folder: Path, card: Mapping) -> list:
     "The exchanges of the features, in their order; the files are compared with the card by sha256."
-    from dualppo.text.data import clean
+    from dualppo.text.exchanges import clean
 
     dialogues = folder / "wow" if (folder / "wow").is_dir() else folder
     if not dialogues.exists():

@@ -12,7 +12,8 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from ..text.data import DataError, atomic_write
+from ..core.errors import DataError
+from ..core.files import atomic_write
 from .policy import Policy, make_policy
 
 # %% ../../nbs/policies/0a1_stored.ipynb #8c9a7191

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..text.data import DataError
+from ..core.errors import DataError
 
 # %% ../../nbs/workshop/40b_codehash.ipynb #abf3ff5f
 @dataclass(frozen=True)

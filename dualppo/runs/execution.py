@@ -21,6 +21,7 @@ from ..bench.candidates import CandidateSpec
 from ..bench.env import Splits, make_envs
 from ..bench.features import Features, load_features
 from ..bench.sources import data_name, features_path
+from ..core.files import SCRATCH, atomic_write
 from ..methods.base import Trained, learner_of
 from ..methods.rows import Method, stacks, train_method, train_seeds
 from ..policies.policy import Policy
@@ -30,7 +31,6 @@ from .jobs import at_work, lock
 from .key import describe, to_json
 from .records import Unfinished, finished, forget, job_path, policy_path
 from .spec import Run, pick_device, resolve
-from ..text.data import SCRATCH, atomic_write
 
 # %% ../../nbs/workshop/41d_execution.ipynb #78e661f7
 def run_seed(

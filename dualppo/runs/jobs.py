@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, overload
 
+from ..core.files import SCRATCH, _cannot_write
+
 # %% ../../nbs/workshop/40a_jobs.ipynb #85475e98
 def _flock(file: int, how: int) -> bool:
     "Whether the lock was granted; on a file system without locks it always is."
@@ -70,8 +72,6 @@ def lock(path: Path, shared: bool = False, wait: bool = True) -> Lock | None:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            from dualppo.text.data import _cannot_write
-
             raise _cannot_write(path, error) from error
         try:
             granted = _flock(file, how)
@@ -98,8 +98,6 @@ def sweep(folder: Path) -> list[Path]:
 
     A file that a living process is writing stays.
     """
-    from dualppo.text.data import SCRATCH
-
     removed = []
     for path in sorted(folder.rglob(f"{SCRATCH}*")):
         with suppress(OSError):

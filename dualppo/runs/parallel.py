@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Literal
 
 from ..bench.sources import data_name, features_path
+from ..core.errors import DataError
+from ..core.files import SCRATCH
 from .execution import run_once
 from dualppo.runs.jobs import (
     Children,
@@ -35,7 +37,6 @@ from dualppo.runs.jobs import (
 from .key import package_folder
 from .records import check_writable, forget, is_done, job_path, missing, notebook_path, read_record
 from .spec import Run, pick_device, run_from
-from ..text.data import SCRATCH, DataError
 
 # %% ../../nbs/workshop/41e_parallel.ipynb #878439c2
 @dataclass(frozen=True)

@@ -20,11 +20,12 @@ from typing import TypeGuard
 from torch import Tensor
 
 from ..bench.sources import data_name, features_path
+from ..core.errors import DataError
+from ..core.files import SCRATCH, atomic_write, load_json
 from ..exact.metrics import METRICS
 from ..policies.stored import load_policy
 from .key import RECORD_SCHEMA, describe, to_json
 from .spec import PROFILES, Run, cost, one_of, resolve
-from ..text.data import SCRATCH, DataError, atomic_write, load_json
 
 # %% ../../nbs/workshop/41c_records.ipynb #480543d2
 @functools.lru_cache(maxsize=64)

@@ -16,9 +16,8 @@ from typing import Any
 import torch
 
 from ..bench.candidates import SETTINGS, CandidateSpec
-from ..core.config import nearest
+from ..core.errors import DataError, nearest
 from ..methods.rows import Method, addressed, all_methods, configure, method
-from ..text.data import DataError
 
 # %% ../../nbs/workshop/41_spec.ipynb #985a8b84
 @dataclass(frozen=True)

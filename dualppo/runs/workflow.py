@@ -19,7 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..text.data import SCRATCH, DataError, atomic_write, sha256_of
+from ..core.errors import DataError
+from ..core.files import SCRATCH, atomic_write, sha256_of
 
 from .jobs import at_work, lock
 from ..bench.sources import data_argument, features_path

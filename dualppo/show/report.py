@@ -31,7 +31,8 @@ import dualppo
 from ..papers import molma
 from ..bench.candidates import SETTINGS, CandidateSpec
 from ..papers.claims import arithmetic, texts, verdict
-from ..text.data import DataError, atomic_write, load_json, read_text
+from ..core.errors import DataError
+from ..core.files import atomic_write, load_json, read_text
 from ..bench.env import Graded, make_envs
 from ..bench.features import Features, load_features
 from ..exact.front import front

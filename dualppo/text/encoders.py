@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from safetensors.torch import load as load_tensors, save as save_tensors
 from torch import Tensor
 
-from .data import DataError, atomic_write, sha256_of
+from ..core.errors import DataError
+from ..core.files import atomic_write, sha256_of
 
 # %% ../../nbs/text/02_encoders.ipynb #39b4380e
 @runtime_checkable

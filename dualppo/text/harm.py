@@ -24,7 +24,9 @@ import torch
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from .data import DataError, atomic_write, json_rows, load_json, open_tar, sha256_of, table_rows
+from ..core.errors import DataError
+from ..core.files import atomic_write, json_rows, load_json, sha256_of, table_rows
+from .download import open_tar
 
 # %% ../../nbs/text/03_harm.ipynb #92984c98
 LABELS = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")
@@ -606,7 +608,7 @@ def _take(rows: Labelled, keep: Callable[[int], bool]) -> tuple[list[str], Tenso
 # %% ../../nbs/text/03_harm.ipynb #1c7edea1
 def polite_replies(data: Path, name: str) -> list[str]:
     "The human references of a Wizard of Wikipedia file: what polite dialogue sounds like."
-    from dualppo.text.data import clean, load_dialogues
+    from dualppo.text.exchanges import clean, load_dialogues
 
     return list(dict.fromkeys(e.reference for e in clean(load_dialogues(data / "wow" / name)[0])[0]))
 

@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dualppo.bench import build, features, judges
+from dualppo.core.errors import DataError
 from dualppo.papers import tables
 from dualppo.runs import key, spec
 from dualppo.runs.records import manifest
-from dualppo.text import data, harm
-from dualppo.text.data import DataError
+from dualppo.text import download, exchanges, harm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -64,8 +64,8 @@ def small_features() -> bytes:
     import torch
     from toys import rude
 
-    from dualppo.text.data import Exchange
     from dualppo.text.encoders import hashed_tokens
+    from dualppo.text.exchanges import Exchange
 
     rows = [Exchange("d:0", turn, "what is tea", "a drink", "tea is a drink") for turn in range(2)]
 
@@ -149,18 +149,18 @@ def refused(read: Callable[[], object]) -> bool:
 def dialogues(content: bytes) -> None:
     with as_file(content, "any.json") as path:
         for read in (
-            data.load_dialogues,
-            data.read_pairs,
-            data.read_official,
-            data.read_tutorial,
-            lambda p: data.clean(data.read_chitchat(path=p)[0]),
+            exchanges.load_dialogues,
+            exchanges.read_pairs,
+            exchanges.read_official,
+            exchanges.read_tutorial,
+            lambda p: exchanges.clean(exchanges.read_chitchat(path=p)[0]),
         ):
             refused(lambda read=read: read(path))
 
 
 def archive(content: bytes) -> None:
     with as_file(content, "any.tgz") as path:
-        refused(lambda: data.extract_safely(path, path.parent / "out", max_bytes=1 << 22, max_members=20))
+        refused(lambda: download.extract_safely(path, path.parent / "out", max_bytes=1 << 22, max_members=20))
         assert {p.name for p in path.parent.iterdir()} <= {"any.tgz", "out"}
         assert not any(p.is_symlink() for p in path.parent.rglob("*"))
 
