@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['Positive', 'NonNegative', 'Share', 'PositiveShare', 'Cosine', 'Count', 'Number', 'Several', 'Weights', 'EXPECTED',
-           'listed', 'nearest', 'interval', 'sentence', 'config']
+           'listed', 'one_name_of', 'nearest', 'interval', 'sentence', 'config']
 
 # %% ../../nbs/core/05a_config.ipynb #fc4f7d2f
 import difflib
 import functools
+from collections.abc import Mapping
 from typing import Annotated, Any, dataclass_transform, get_args, get_type_hints
 
 import pydantic
 import tyro
 from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, ValidationError
+from pydantic_core import PydanticCustomError
 
 # %% ../../nbs/core/05a_config.ipynb #a5346d48
 def listed(value: object) -> object:
@@ -44,6 +46,21 @@ Several = Annotated[int, Ge(2), Le(10**5), _shown("INT≥2")]
 Weights = Annotated[
     tuple[Annotated[float, Ge(0), Le(1e6)], ...], BeforeValidator(listed), MinLen(1), AfterValidator(_not_all_zero)
 ]
+
+# %% ../../nbs/core/05a_config.ipynb #f98f12da
+def one_name_of(table: Mapping[str, object]) -> tuple[object, ...]:
+    """Annotations of a text that must be a key of `table` when it is given; `--help` shows the keys of today.
+
+    Use: `rule: Annotated[str, *one_name_of(RULES)]`.
+    """
+
+    def check(name: str) -> str:
+        if name not in table:
+            raise PydanticCustomError("literal_error", "unknown", {"expected": ", ".join(f"'{key}'" for key in table)})
+        return name
+
+    return AfterValidator(check), _shown("{" + ",".join(table) + "}")
+
 
 # %% ../../nbs/core/05a_config.ipynb #76194ebb
 def nearest(name: str, known: list[str]) -> str:
