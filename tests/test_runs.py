@@ -104,6 +104,7 @@ def edited(folder: Path, name: str, old: str, new: str) -> None:
         ("tables", "def ", "def _more():\n    return 1\n\n\ndef "),
         ("methods/grpo", "sum_first", "first_sum"),
         ("baselines", "beta: Positive = 0.1", "beta: Positive = 0.2"),
+        ("weights", "largest: float = 50.0", "largest: float = 40.0"),  # of a rule that it does not use
         ("download", "def download_official", "def _unused():\n    return 2\n\n\ndef download_official"),
     ],
 )
@@ -120,7 +121,7 @@ def test_code_hash_ignores_what_the_run_does_not_execute(tmp_path, name, old, ne
         ("ppo", "inner_epochs: Count = 4", "inner_epochs: Count = 5"),
         ("metrics", "GOOD_COSINE = 0.5", "GOOD_COSINE = 0.6"),
         ("masking", "MINUS_INFINITY = -1e9", "MINUS_INFINITY = -1e8"),
-        ("weights", "largest: float = 50.0", "largest: float = 40.0"),
+        ("weights", "smallest: float = 0.05", "smallest: float = 0.04"),
         ("candidates", "twin: Cosine = 0.95", "twin: Cosine = 0.9"),
         ("base", "self.epoch += 1", "self.epoch += 2"),
         ("stacked", "common = min(", "common = max("),

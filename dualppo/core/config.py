@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Positive', 'NonNegative', 'Share', 'PositiveShare', 'Cosine', 'Count', 'Number', 'Several', 'Weights', 'EXPECTED',
-           'listed', 'interval', 'sentence', 'config']
+           'listed', 'UnknownName', 'one_name_of', 'interval', 'sentence', 'config']
 
 # %% ../../nbs/core/05a_config.ipynb #fc4f7d2f
 import functools
+from collections.abc import Mapping
 from typing import Annotated, Any, dataclass_transform, get_args, get_type_hints
 
 import pydantic
@@ -45,6 +46,25 @@ Several = Annotated[int, Ge(2), Le(10**5), _shown("INT≥2")]
 Weights = Annotated[
     tuple[Annotated[float, Ge(0), Le(1e6)], ...], BeforeValidator(listed), MinLen(1), AfterValidator(_not_all_zero)
 ]
+
+# %% ../../nbs/core/05a_config.ipynb #f98f12da
+class UnknownName(ValueError):
+    "A name that is in no table; the message says which are, so nothing need be added."
+
+
+def one_name_of(table: Mapping[str, object]) -> tuple[object, ...]:
+    """Annotations of a text that must be a key of `table` when it is given; `--help` shows the keys of today.
+
+    Use: `rule: Annotated[str, *one_name_of(RULES)]`.
+    """
+
+    def check(name: str) -> str:
+        if name not in table:
+            raise UnknownName(f"cannot be {name!r:.200}{nearest(name, list(table))}")
+        return name
+
+    return AfterValidator(check), _shown("{" + ",".join(table) + "}")
+
 
 # %% ../../nbs/core/05a_config.ipynb #76194ebb
 EXPECTED = {
@@ -88,6 +108,8 @@ def sentence(error: ValidationError, owner: type) -> str:
             if key in more
         ]
         return f"{name} must be {word} {limit:g}, got {given}."
+    if kind == "value_error" and isinstance(more["error"], UnknownName):
+        return f"{name} {more['error']}"
     if kind == "value_error":
         return f"{name} {more['error']}, got {given}." if name else str(more["error"])
     if kind == "too_short":

@@ -119,6 +119,11 @@ class Learner:
         "Configurations of the other methods that this one trains on its way: their code belongs to its key."
         return ()
 
+    @classmethod
+    def uses(cls, config: Any) -> tuple[object, ...]:
+        "Classes and functions that the configuration names, such as its weight rule: their code belongs to its key."
+        return ()
+
     def step(self) -> dict[str, object]:
         "One epoch or iteration; numbers for its row."
         raise NotImplementedError

@@ -7,6 +7,7 @@ __all__ = ['PPOConfig', 'Rollout', 'with_padding_state', 'roll_out', 'objective_
            'update', 'validation_gain', 'PPO']
 
 # %% ../../nbs/methods/0d_ppo.ipynb #f6935a5e
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -24,7 +25,7 @@ from ..bench.masking import MaskMode
 from ..policies.policy import Critic, Policy, PolicyKind, all_log_probs, make_policy
 from ..losses.surrogate import clipped_surrogate, entropy, kl_divergence, value_loss
 from ..bench.trajectories import Padding, Trajectories, build_trajectories
-from ..losses.weights import RULES, Signal, WeightRule
+from ..losses.weights import RULES, RuleName, Signal, WeightRule
 
 # %% ../../nbs/methods/0d_ppo.ipynb #1df1a930
 @config
@@ -42,10 +43,7 @@ class PPOConfig:
     epochs: Count = 50  # Table 1: outer training epochs
     patience: Count = 5  # Table 1: epochs without validation gain
     weights: Weights = (0.5, 0.5)  # Table 1: initial α, β
-    # (ours) step (i), A14
-    rule: Literal[
-        "fixed", "literal", "literal_descent", "simplex_ascent", "minmax", "dynamic", "hypergradient", "lagrangian"
-    ] = "hypergradient"
+    rule: RuleName = "hypergradient"  # (ours) step (i), A14
     rule_eta: Positive | None = None  # (ours) the rule's step size η; None: the rule's default
     budget: PositiveShare = 0.1  # (ours) harm budget d of the lagrangian rule
     advantage: AdvantageMode = "literal"  # (ours) A26: literal, bandit (γ = 0) or exact (baseline E_π r)
@@ -169,8 +167,9 @@ def weight_signal(policy: Policy, env: Env, dev: Env, sample: int = 256) -> Sign
 
 def weight_rule(config: PPOConfig) -> WeightRule:
     "The rule a configuration names."
-    options = {} if config.rule_eta is None or config.rule == "fixed" else {"eta": config.rule_eta}
-    return RULES[config.rule](**options, **({"budget": config.budget} if config.rule == "lagrangian" else {}))
+    make, given = RULES[config.rule], {"eta": config.rule_eta, "budget": config.budget}
+    known = inspect.signature(make).parameters
+    return make(**{name: value for name, value in given.items() if name in known and value is not None})
 
 # %% ../../nbs/methods/0d_ppo.ipynb #4783852b
 def update(
@@ -215,7 +214,7 @@ def validation_gain(
     alone at (1, 0). Under a budget: help, less an exact penalty for harm beyond it.
     """
     if config.rule == "lagrangian":
-        return row["dev_help"] - 50 * max(row["dev_p_harm"] - config.budget, 0.0)
+        return row.get("dev_help", row["dev_average_reward"]) - 50 * max(row["dev_p_harm"] - config.budget, 0.0)
     weights = sized(config.weights, len(objectives))
     return sum(w * row[f"dev_{name}"] for w, name in zip(weights, objectives)) / sum(weights)
 
@@ -266,6 +265,10 @@ class PPO(base.Learner):
             ],
             fused=True,
         )
+
+    @classmethod
+    def uses(cls, config: PPOConfig) -> tuple[object, ...]:
+        return (RULES[config.rule],)
 
     @property
     def length(self) -> int:

@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata, resources
 from pathlib import Path
+from typing import Any
 
+from ..bench.env import OBJECTIVES
 from ..methods.base import learner_of, stack_of
 from ..methods.rows import Method
 from .codehash import definitions_sha256, folder_of, reached
@@ -33,13 +35,14 @@ def package_folder() -> Path:
     return Path(str(resources.files("dualppo")))
 
 # %% ../../nbs/workshop/41b_key.ipynb #14d28211
-def code_of(config: object) -> list[type]:
-    "The classes that train a configuration, and those of the methods that it trains on its way."
+def code_of(config: object) -> list[Any]:
+    "What trains a configuration: classes, what it names, and the same of the methods that it trains on its way."
     learner, stack = learner_of(config), stack_of(config)
     return [
         type(config),
         learner,
         *([stack] if stack else []),
+        *learner.uses(config),
         *(kind for other in learner.trains(config) for kind in code_of(other)),
     ]
 
@@ -47,9 +50,10 @@ def code_of(config: object) -> list[type]:
 def reached_by(row: Method, folder: Path | None = None) -> dict[str, str]:
     """The definitions that a run of this method executes: its own, the environments', the evaluation's.
 
-    A stranger's method brings its package.
+    A stranger's method, weight rule or objective brings its package.
     """
-    kinds = code_of(row.config)
+    objectives = [OBJECTIVES[name] for name in row.env.objectives if name in OBJECTIVES]
+    kinds = [*code_of(row.config), *objectives]
     others = {kind.__module__.partition(".")[0] for kind in kinds} - {"dualppo"}
     folders = {"dualppo": folder or package_folder()} | {name: folder_of(name) for name in others}
     roots = [f"{kind.__module__}:{kind.__qualname__}" for kind in kinds]
