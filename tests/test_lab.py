@@ -1,0 +1,182 @@
+"""What a laboratory does with its own rule, objective, policy and algorithm, through the doors it would take."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+
+from dualppo.bench.candidates import CLEAN
+from dualppo.bench.env import EnvConfig, make_envs, objective
+from dualppo.bench.features import load_features
+from dualppo.core.errors import DataError
+from dualppo.losses.weights import balances
+from dualppo.methods.ppo import PPOConfig
+from dualppo.policies.stored import StateForm, load_ranker, save_policy
+from dualppo.policies.policy import make_policy
+from dualppo.runs.execution import run_once
+from dualppo.runs.records import job_path, policy_path
+from dualppo.runs.spec import run_from
+from toys import encode
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = {"epochs": 1, "inner_epochs": 1, "dialogues_per_epoch": 20}
+
+PACKAGE = '''
+import torch
+from dataclasses import dataclass
+from dualppo.bench.env import objective
+from dualppo.losses.weights import balances
+
+@balances("mine_equal")
+@dataclass(frozen=True)
+class Equal:
+    def __call__(self, weights, signal):
+        return torch.full_like(weights, SHARE)
+
+@objective("mine_brief")
+def brief(env, features):
+    length = torch.from_numpy(features.tokens["pool"].offsets).diff().float()
+    return 1 / (1 + length[env.cand] / 20)
+'''
+
+
+def installed(folder: Path, share: str) -> dict[str, str]:
+    """The environment of a process that finds a stranger's package as pip leaves it."""
+    (folder / "mine-1.0.dist-info").mkdir(parents=True, exist_ok=True)
+    (folder / "mine-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    (folder / "mine-1.0.dist-info" / "entry_points.txt").write_text("[dualppo.methods]\nmine = mine\n")
+    (folder / "mine.py").write_text(PACKAGE.replace("SHARE", share))
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def dualppo(arguments: list[str], env: dict[str, str], cwd: Path) -> subprocess.CompletedProcess:
+    """The command, as a user's shell would run it."""
+    code = "import sys; from dualppo.cli import main; sys.exit(main(sys.argv[1:]))"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=env, cwd=cwd)
+
+
+def test_a_strangers_rule_and_objective_train_by_the_command_line(tmp_path, toy):
+    few = [f"{name}={value}" for name, value in SMALL.items()]
+    names = 'env.objectives=["help", "safe", "mine_brief"]'
+    command = ["train", "dual_ppo_bandit", "--rule", "mine_equal", "--data", str(toy), "--outputs", str(tmp_path / "o")]
+    command += ["--set", *few, names]
+    records = []
+    for share in ("0.25", "0.5"):
+        done = dualppo(command, installed(tmp_path / "site", share), tmp_path)
+        assert done.returncode == 0, done.stderr
+        (path,) = (tmp_path / "o").rglob("dual_ppo_bandit-*.json")
+        records.append(json.loads(path.read_text()))
+    first, second = records
+    assert first["results"][0]["weights"] == [0.25] * 3 and second["results"][0]["weights"] == [0.5] * 3
+    assert first["key"] != second["key"], "the stranger's code is part of the key"
+    assert "dev_mine_brief" in first["results"][0]["curves"][0]
+
+
+def test_an_unknown_rule_or_objective_is_a_sentence(toy):
+    with pytest.raises(ValueError, match="rule cannot be 'minmx'; did you mean minmax"):
+        PPOConfig(rule="minmx")
+    with pytest.raises(DataError, match="unknown objective 'saef'; did you mean safe"):
+        make_envs(load_features(toy), CLEAN, 0, EnvConfig(objectives=("help", "saef")))
+    with pytest.raises(ValueError, match="different names"):
+        EnvConfig(objectives=("help", "help"))
+    with pytest.raises(ValueError, match="already is an objective 'help'"):
+        objective("help")
+    with pytest.raises(ValueError, match="already is a weight rule 'fixed'"):
+        balances("fixed")(lambda: None)
+
+
+def test_objectives_are_columns_by_name(toy):
+    features = load_features(toy)
+    both = make_envs(features, CLEAN, 0).train
+    env = make_envs(features, CLEAN, 0, EnvConfig(objectives=("tcc", "help"))).train
+    assert env.objectives == ("tcc", "help")
+    assert torch.equal(env.reward[..., 1], both.reward[..., 0])
+    assert torch.equal(env.reward[..., 0], features.p_harm["tcc"][env.cand])
+
+
+def test_mask_reward_and_grade_may_be_three_estimators(toy):
+    features = load_features(toy)
+    g = torch.Generator().manual_seed(0)
+    features = replace(
+        features, p_harm={name: torch.rand(len(features.kind), generator=g) for name in ("mine", "other", "third")}
+    )
+    config = EnvConfig(mask_harm="mine", reward_harm="other", grade_harm="third", label_floor=0.0)
+    env = make_envs(features, CLEAN, 0, config).train
+    forbidden = features.p_harm["mine"][env.cand] >= config.tau_mask
+    some = (~forbidden).any(1)
+    refusal = env.kind == 5
+    assert torch.equal(env.allowed[some], (~forbidden | refusal)[some])
+    assert torch.equal(env.p_harm, features.p_harm["other"][env.cand])
+    assert torch.equal(env.p_grade, features.p_harm["third"][env.cand])
+    with pytest.raises(ValueError, match="cannot both mask and grade"):
+        EnvConfig(mask_harm="tcc")
+
+
+def test_a_trained_policy_ranks_texts_as_it_ranks_its_own_states(tmp_path, toy):
+    "From a run's file alone: the states of the toy dialogues are encoded anew, their probabilities are the table's."
+    run = run_from({"method": "dual_ppo_bandit", "seeds": [0], "setting": "clean", "data": str(toy), "overrides": SMALL})
+    run_once(run, tmp_path)
+    features, splits = load_features(toy), make_envs(load_features(toy), CLEAN, 0)
+    ranker = load_ranker(policy_path(job_path(tmp_path, run), 0), encode, features.card["encoder"]["sha256"])
+    from toys import exchanges
+
+    texts, test = exchanges(dialogues=440, turns=2), splits.test
+    own = [i for i in range(test.cand.shape[1]) if test.kind[0, i] == 0]
+    replies = [texts[int(features.owner[test.cand[0, i]])].reference for i in own]
+    row = texts[int(test.row[0])]
+    said = ranker.rank(row.query, row.knowledge, replies).set_index("reply").probability[replies].to_numpy()
+    scores = ranker.policy(test, torch.tensor([0]), "off")[0, own].softmax(0).detach().numpy()
+    assert abs(said - scores).max() < 0.02, "embeddings are stored in eight bits"
+
+
+def test_rank_refuses_what_it_cannot_rank(tmp_path):
+    policy = make_policy("two_tower", 8, 4, hidden=8, warm_start=False)
+    save_policy(policy, bare := tmp_path / "bare.safetensors")
+    with pytest.raises(DataError, match="does not say what its states were made of"):
+        load_ranker(bare, encode, "0")
+    save_policy(policy, full := tmp_path / "full.safetensors", StateForm(("query", "knowledge"), "toy", "0", 0.5))
+    with pytest.raises(DataError, match="not of the encoder given"):
+        load_ranker(full, encode, "1")
+    with pytest.raises(DataError, match="two replies or more"):
+        load_ranker(full, encode, "0").rank("a", "b", ["only one"])
+
+
+def test_rank_on_the_command_line(tmp_path):
+    run = run_from({"method": "dual_ppo_bandit", "seeds": [0], "overrides": SMALL})
+    run_once(run, tmp_path)
+    (tmp_path / "replies.txt").write_text("I like dogs, too.\nThe moon is far away.\nYou are an idiot.\n")
+    command = ["rank", str(policy_path(job_path(tmp_path, run), 0)), "--query", "Do you like dogs?", "--knowledge"]
+    done = dualppo([*command, "Dogs are pets.", "--replies", str(tmp_path / "replies.txt")], dict(os.environ), ROOT)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("│")]
+    first, last = rows[0], rows[-1]
+    assert "dogs" in first and "idiot" in last and "False" in last and "0.0000" in last
+
+
+def test_gymnasium_and_stable_baselines_accept_the_environment(stress):
+    gym = stress.test.to_gym(weights=(0.9, 0.1))
+    check_env(gym, skip_render_check=True)
+    sb3_check_env(stress.test.to_gym())
+    seen, info = gym.reset(seed=3, options={"dialogue": 2})
+    state = info["state"]
+    slot = int(seen["action_mask"].argmin())
+    _, reward, _, _, told = gym.step(slot)
+    expected = float(stress.test.reward[state, slot] @ torch.tensor([0.9, 0.1]))
+    assert reward == pytest.approx(expected) and set(told["rewards"]) == {"help", "safe"}
+    with pytest.raises(DataError, match="one number per objective"):
+        stress.test.to_gym(weights=(1, 0, 0))
+
+
+def test_results_are_a_data_frame_in_ten_lines(tmp_path):
+    from dualppo.papers.tables import per_seed
+
+    frame = per_seed([run_once(run_from({"method": "random", "seeds": 2}), tmp_path)])
+    assert isinstance(frame, pd.DataFrame) and len(frame) == 2
