@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -29,23 +30,9 @@ from toys import encode
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"epochs": 1, "inner_epochs": 1, "dialogues_per_epoch": 20}
 
-PACKAGE = '''
-import torch
-from dataclasses import dataclass
-from dualppo.bench.env import objective
-from dualppo.losses.weights import balances
-
-@balances("mine_equal")
-@dataclass(frozen=True)
-class Equal:
-    def __call__(self, weights, signal):
-        return torch.full_like(weights, SHARE)
-
-@objective("mine_brief")
-def brief(env, features):
-    length = torch.from_numpy(features.tokens["pool"].offsets).diff().float()
-    return 1 / (1 + length[env.cand] / 20)
-'''
+PACKAGE = re.search(  # the example of CONTRIBUTING.md
+    r"```python\n(import torch\n.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), flags=re.DOTALL
+)[1]
 
 
 def installed(folder: Path, share: str) -> dict[str, str]:
@@ -53,7 +40,7 @@ def installed(folder: Path, share: str) -> dict[str, str]:
     (folder / "mine-1.0.dist-info").mkdir(parents=True, exist_ok=True)
     (folder / "mine-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
     (folder / "mine-1.0.dist-info" / "entry_points.txt").write_text("[dualppo.methods]\nmine = mine\n")
-    (folder / "mine.py").write_text(PACKAGE.replace("SHARE", share))
+    (folder / "mine.py").write_text(PACKAGE.replace("1 / len(weights)", share))
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
@@ -65,8 +52,8 @@ def dualppo(arguments: list[str], env: dict[str, str], cwd: Path) -> subprocess.
 
 def test_a_strangers_rule_and_objective_train_by_the_command_line(tmp_path, toy):
     few = [f"{name}={value}" for name, value in SMALL.items()]
-    names = 'env.objectives=["help", "safe", "mine_brief"]'
-    command = ["train", "dual_ppo_bandit", "--rule", "mine_equal", "--data", str(toy), "--outputs", str(tmp_path / "o")]
+    names = 'env.objectives=["help", "safe", "brevity"]'
+    command = ["train", "dual_ppo_bandit", "--rule", "equal", "--data", str(toy), "--outputs", str(tmp_path / "o")]
     command += ["--set", *few, names]
     records = []
     for share in ("0.25", "0.5"):
@@ -77,7 +64,7 @@ def test_a_strangers_rule_and_objective_train_by_the_command_line(tmp_path, toy)
     first, second = records
     assert first["results"][0]["weights"] == [0.25] * 3 and second["results"][0]["weights"] == [0.5] * 3
     assert first["key"] != second["key"], "the stranger's code is part of the key"
-    assert "dev_mine_brief" in first["results"][0]["curves"][0]
+    assert "dev_brevity" in first["results"][0]["curves"][0]
 
 
 def test_an_unknown_rule_or_objective_is_a_sentence(toy):
