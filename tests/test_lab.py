@@ -109,7 +109,8 @@ def test_mask_reward_and_grade_may_be_three_estimators(toy):
 
 def test_a_trained_policy_ranks_texts_as_it_ranks_its_own_states(tmp_path, toy):
     "From a run's file alone: the states of the toy dialogues are encoded anew, their probabilities are the table's."
-    run = run_from({"method": "dual_ppo_bandit", "seeds": [0], "setting": "clean", "data": str(toy), "overrides": SMALL})
+    values = {"method": "dual_ppo_bandit", "seeds": [0], "setting": "clean", "data": str(toy), "overrides": SMALL}
+    run = run_from(values)
     run_once(run, tmp_path)
     features, splits = load_features(toy), make_envs(load_features(toy), CLEAN, 0)
     ranker = load_ranker(policy_path(job_path(tmp_path, run), 0), encode, features.card["encoder"]["sha256"])
