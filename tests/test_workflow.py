@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_runs import edited, package_copy
 
 from dualppo.runs import jobs, key, workflow
@@ -26,9 +28,11 @@ from dualppo.runs.workflow import (
     run_workflow,
     seed_record,
     snakemake_command,
+    write_config,
 )
 
 pytest.importorskip("snakemake")
+from snakemake.common.configfile import load_configfile  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 GRID = Config("smoke", "out", "toy.safetensors", methods=("random", "similarity"), seeds=3, notebooks=False)
 
@@ -47,7 +51,8 @@ def plan(config: Config) -> workflow.Plan:
 
 def rules_of_dry_run(config: Config, engine: str = "snakemake", *more: str) -> dict[str, int]:
     """Rule → number of jobs that Snakemake would run."""
-    command = snakemake_command(config, engine, None, "runs", "--dry-run", *more)
+    file = write_config(config, Path("workflow.json"))
+    command = snakemake_command(file, engine, None, "runs", "--dry-run", *more)
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = (done.stdout + done.stderr).partition("Job stats:")[2].partition("total")[0].splitlines()
@@ -82,6 +87,30 @@ def test_a_grid_of_six_jobs_survives_kill_9(here):
     for run in planned.runs:
         assert canonical(read_record(job_path(planned.outputs, run))) == canonical(execute(run)), run
     assert rules_of_dry_run(replace(grid, seeds=4)) == {"seed": 2, "record": 2, "runs": 1}
+
+
+@settings(deadline=None, max_examples=200)
+@given(outputs=st.text(min_size=1), data=st.text(min_size=1), texts=st.text())
+def test_paths_reach_the_workflow_as_they_are(tmp_path_factory, outputs, data, texts):
+    config = Config("smoke", outputs, data, texts=texts, methods=("random",), notebooks=False)
+    file = write_config(config, tmp_path_factory.mktemp("config") / "workflow.json")
+    assert read_config(load_configfile(file)) == config
+
+
+@pytest.mark.parametrize("name", ['é "x" ü', "it's 100 % $HOME `id`; & #1", "-dash"])
+def test_a_workflow_writes_into_the_folder_it_was_given(here, name):
+    (here / "work").mkdir()
+    grid = replace(GRID, outputs=f"work/{name}", methods=("random",), settings=("clean",), seeds=1)
+    outcomes = run_workflow(grid)
+    assert [one.status for one in outcomes] == ["done"], outcomes
+    assert [path.name for path in (here / "work").iterdir()] == [name]
+    assert read_record(job_path(plan(grid).outputs, plan(grid).runs[0]))
+
+
+def test_a_path_that_snakemake_cannot_take_is_a_sentence(here):
+    for name in ("two\nlines", "{brace}", "\udcff"):
+        with pytest.raises(DataError, match="Snakemake"):
+            plan(replace(GRID, outputs=name))
 
 
 def test_a_failed_job_keeps_its_notebook_and_stops_no_other(here, capsys):

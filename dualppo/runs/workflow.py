@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENGINES', 'Config', 'read_config', 'parts', 'part_name', 'merge', 'Plan', 'seed_record', 'seed_command',
            'seed_records', 'record_of', 'record_command', 'notebook_command', 'store', 'targets', 'tables_command',
-           'plan_of', 'snakefile', 'check_engine', 'snakemake_command', 'why', 'run_workflow']
+           'plan_of', 'snakefile', 'check_engine', 'write_config', 'snakemake_command', 'why', 'run_workflow']
 
 # %% ../../nbs/workshop/45_workflow.ipynb #3be55a4f
 import json
@@ -257,10 +257,16 @@ def tables_command(plan: Plan) -> str:
 def plan_of(values: Mapping[str, object]) -> Plan:
     "The plan of Snakemake's `config`. Raises DataError for anything that cannot be run."
     config = read_config(values)
-    if braced := [path for path in (config.outputs, config.data) if {"{", "}"} & set(path)]:
-        raise DataError(
-            f"{braced[0]}: Snakemake takes braces in a path for wildcards; use another name, or --engine local."
-        )
+    for path in (config.outputs, config.data):
+        if {"{", "}"} & set(path):
+            raise DataError(
+                f"{path}: Snakemake takes braces in a path for wildcards; use another name, or --engine local."
+            )
+        if not path.isprintable():
+            raise DataError(
+                f"{path!r}: Snakemake cannot work in a path with line ends or bytes that are no text; use another "
+                "name, or --engine local."
+            )
     path = features_path(config.data, report=lambda text: print(text, file=sys.stderr))
     runs = grid(config.profile, data_argument(path), config.device, config.methods, config.settings)
     return Plan(
@@ -297,15 +303,20 @@ def check_engine(engine: str) -> None:
         )
 
 
-def snakemake_command(config: Config, engine: str, workers: int | None, *more: str) -> list[str]:
+def write_config(config: Config, path: Path) -> Path:
+    """The fields that differ from their defaults as a JSON file, in ASCII, for Snakemake's `--configfile`.
+
+    On a command line Snakemake would read them as YAML, and again in each of its own processes.
+    """
+    values = {name: value for name, value in asdict(config).items() if value != getattr(Config, name)}
+    atomic_write(path, json.dumps(values, default=list))
+    return path
+
+
+def snakemake_command(configfile: Path, engine: str, workers: int | None, *more: str) -> list[str]:
     "The command of a workflow; the same that a user would type. `workers`: jobs at a time, None: the profile's number."
     file = snakefile()
     count = [] if workers is None else ["--cores", str(workers)] if engine == "snakemake" else ["--jobs", str(workers)]
-    values = [
-        f"{name}={value if isinstance(value, bool) else json.dumps(value)}"
-        for name, value in asdict(config).items()
-        if value != getattr(Config, name)
-    ]
     return [
         sys.executable,
         "-m",
@@ -317,7 +328,8 @@ def snakemake_command(config: Config, engine: str, workers: int | None, *more: s
         str(file.parent / "profiles" / ENGINES[engine]),
         "--nolock",
         *count,
-        *(["--config", *values] if values else []),
+        "--configfile",
+        str(configfile.resolve()),
     ]
 
 # %% ../../nbs/workshop/45_workflow.ipynb #5bde8c4d
@@ -355,9 +367,10 @@ def run_workflow(config: Config, engine: str = "snakemake", workers: int | None 
                 raise DataError(
                     f"{plan.outputs}: another workflow is writing there; wait for it, or choose other --outputs."
                 )
+            file = write_config(config, plan.outputs / f"{SCRATCH}workflow.json")
             with (
                 claim,
-                subprocess.Popen(snakemake_command(config, engine, workers, "runs"), pass_fds=(claim.file,)) as process,
+                subprocess.Popen(snakemake_command(file, engine, workers, "runs"), pass_fds=(claim.file,)) as process,
             ):
                 process.wait()
     left = missing(plan.runs, plan.outputs, config.notebooks)
