@@ -13,6 +13,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,12 +22,14 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from dualppo import cli
 from dualppo.runs import execution, jobs, parallel
 from dualppo.runs.codehash import definitions_sha256, reached
 from dualppo.core.errors import DataError
-from dualppo.core.files import SCRATCH, atomic_write
+from dualppo.core.files import SCRATCH, atomic_write, read_sealed
 from dualppo.runs.jobs import affordable_workers, at_work, lock, sweep
 from dualppo.runs.execution import execute, run_once
 from dualppo.runs.key import canonical
@@ -409,9 +412,7 @@ def test_a_long_run_goes_on_at_its_seed_and_epoch(toy, undisturbed, tmp_path):
     [
         lambda unfinished: unfinished.partial.write_text("{ truncated"),
         lambda unfinished: unfinished.partial.write_text("[]"),
-        lambda unfinished: unfinished.partial.write_text(
-            unfinished.partial.read_text().replace(unfinished.key, "another key")
-        ),
+        lambda unfinished: replace(unfinished, key="another key").keep(*unfinished.resume()),
         lambda unfinished: unfinished.partial.unlink(),
         lambda unfinished: unfinished.checkpoint(1).write_bytes(b"\x08" + b"\0" * 64),
     ],
@@ -421,17 +422,36 @@ def test_what_another_run_left_is_not_continued(toy, undisturbed, tmp_path, spoi
     with pytest.raises(KeyboardInterrupt):
         run_once(run, tmp_path, stop_after(3))
     path = job_path(tmp_path, run)
-    key = json.loads(path.with_name(f".{path.stem}.partial").read_text())["key"]
+    key = json.loads(read_sealed(path.with_name(f".{path.stem}.partial")))["key"]
     spoil(Unfinished(path, key))
     assert canonical(run_once(run, tmp_path)) == canonical(execute(run)) and without_policies(path.parent) == [
         path.name
     ]
 
 
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(which=st.integers(0, 1), place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_no_flipped_bit_of_a_checkpoint_reaches_a_result(toy, tmp_path, which, place, bit):
+    "The run starts anew, or from the seed that is whole, with the same record; the damaged file is put aside."
+    short = replace(long_run(toy), seeds=(0, 1), overrides=SMALL | {"epochs": 2, "dialogues_per_epoch": 5})
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        run_once(short, folder, stop_after(3))
+    left = job_path(folder, short).parent
+    path = [*left.glob(".*.partial"), *left.glob(".*.checkpoint.safetensors")][which]
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1 << bit
+    path.write_bytes(content)
+    told = []
+    again = run_once(short, folder, lambda row: told.append(row["seed"]))
+    assert canonical(again) == canonical(execute(short)) and told
+    assert without_policies(job_path(folder, short).parent) == [job_path(folder, short).name]
+
+
 def test_a_checkpoint_of_other_code_is_not_found_and_goes_in_the_end(tmp_path):
     ours, theirs = (Unfinished(tmp_path / "sft.json", f"cpu-{key * 64}") for key in "ab")
+    theirs.keep([{"seed": 0}], [1])
     theirs.checkpoint(0).touch()
-    theirs.partial.write_text(json.dumps({"key": theirs.key, "results": [{"seed": 0}], "seconds": [1]}))
     (tmp_path / ".sft_more.seed0.cpu-b.checkpoint.safetensors").touch()
     assert not ours.checkpoint(0).exists() and ours.resume() == ([], []) and theirs.resume() == ([{"seed": 0}], [1])
     forget(ours.record)

@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..core.files import atomic_write
+from ..core.files import read_sealed, write_sealed
 from ..bench.env import Env, Graded, Seen, Splits
 from ..policies.policy import all_log_probs
 from ..losses.surrogate import kl_divergence
@@ -281,31 +281,27 @@ def keep(progress: Progress, path: Path, key: str) -> None:
     "Write a checkpoint."
     parts = {"state": progress.learner.state(), "best": progress.best_state}
     tensors = {f"{part}/{name}": values.contiguous() for part, group in parts.items() for name, values in group.items()}
-    meta = {
-        "key": key,
-        "rows": json.dumps(progress.curves),
-        "best": str(progress.curves.index(progress.best)),
-        "epoch": str(progress.epoch),
-    }
-    atomic_write(path, safetensors.torch.save(tensors, meta))
+    best = progress.curves.index(progress.best)
+    notes = json.dumps({"key": key, "rows": progress.curves, "best": best, "epoch": progress.epoch})
+    tensors["notes"] = torch.frombuffer(bytearray(notes.encode()), dtype=torch.uint8)
+    write_sealed(path, safetensors.torch.save(tensors))
 
 
 def resume(progress: Progress, path: Path, key: str) -> None:
     """Go on from a checkpoint of this very run.
 
-    From the start if there is none, or one that cannot be read or belongs to another run.
+    From the start if there is none, or one that is damaged or belongs to another run.
     """
-    try:
-        with safetensors.safe_open(path, "pt", device=str(progress.begun.device)) as file:
-            meta, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, safetensors.SafetensorError):
+    if (content := read_sealed(path)) is None:
         return
-    if meta.get("key") != key:
+    tensors = {name: values.to(progress.begun.device) for name, values in safetensors.torch.load(content).items()}
+    notes = json.loads(bytes(tensors.pop("notes").tolist()))
+    if notes["key"] != key:
         return
     progress.learner.load(under("state", tensors))
     progress.best_state = under("best", tensors)
-    progress.curves, progress.epoch = json.loads(meta["rows"]), int(meta["epoch"])
-    progress.best = progress.curves[int(meta["best"])]
+    progress.curves, progress.epoch = notes["rows"], notes["epoch"]
+    progress.best = progress.curves[notes["best"]]
 
 
 def adam_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

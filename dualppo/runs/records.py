@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..bench.sources import data_name, features_path
 from ..core.errors import DataError
-from ..core.files import SCRATCH, atomic_write, load_json
+from ..core.files import SCRATCH, atomic_write, load_json, read_sealed, write_sealed
 from ..exact.metrics import METRICS
 from ..policies.stored import load_policy
 from .key import RECORD_SCHEMA, describe, to_json
@@ -164,18 +164,13 @@ class Unfinished:
         return self.record.with_name(f".{self.record.stem}.seed{seed}.{self.key[:20]}.checkpoint.safetensors")
 
     def resume(self) -> tuple[list[dict], list[float]]:
-        "Results and seconds of the finished seeds; none if another run left them."
-        try:
-            kept = json.loads(self.partial.read_text(encoding="utf-8"))
-            if kept["key"] == self.key and len(kept["results"]) == len(kept["seconds"]):
-                return kept["results"], kept["seconds"]
-        except (OSError, ValueError, LookupError, TypeError):
-            pass
-        return [], []
+        "Results and seconds of the finished seeds; none if another run left them, or they are damaged."
+        kept = json.loads(read_sealed(self.partial) or b'{"key": null}')
+        return (kept["results"], kept["seconds"]) if kept["key"] == self.key else ([], [])
 
     def keep(self, results: Sequence[dict], seconds: Sequence[float]) -> None:
         "Keep the finished seeds; the checkpoint of the last one is not needed any more."
-        atomic_write(self.partial, to_json({"key": self.key, "results": results, "seconds": seconds}))
+        write_sealed(self.partial, to_json({"key": self.key, "results": results, "seconds": seconds}).encode())
         self.checkpoint(results[-1]["seed"]).unlink(missing_ok=True)
 
 
@@ -187,8 +182,8 @@ def policy_path(record: Path, seed: int) -> Path:
 def forget(record: Path) -> None:
     "Remove what was kept of a run beside its record."
     for path in (
-        *record.parent.glob(f".{record.stem}.partial"),
-        *record.parent.glob(f".{record.stem}.seed*.*.checkpoint.safetensors"),
+        *record.parent.glob(f".{record.stem}.partial*"),
+        *record.parent.glob(f".{record.stem}.seed*.*.checkpoint.safetensors*"),
     ):
         with suppress(OSError):
             path.unlink()

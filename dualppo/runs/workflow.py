@@ -257,14 +257,14 @@ def tables_command(plan: Plan) -> str:
 def plan_of(values: Mapping[str, object]) -> Plan:
     "The plan of Snakemake's `config`. Raises DataError for anything that cannot be run."
     config = read_config(values)
-    for path in (config.outputs, config.data):
-        if {"{", "}"} & set(path):
+    for name in (config.outputs, config.data):
+        if {"{", "}"} & set(name):
             raise DataError(
-                f"{path}: Snakemake takes braces in a path for wildcards; use another name, or --engine local."
+                f"{name}: Snakemake takes braces in a path for wildcards; use another name, or --engine local."
             )
-        if not path.isprintable():
+        if not name.isprintable():
             raise DataError(
-                f"{path!r}: Snakemake cannot work in a path with line ends or bytes that are no text; use another "
+                f"{name!r}: Snakemake cannot work in a path with line ends or bytes that are no text; use another "
                 "name, or --engine local."
             )
     path = features_path(config.data, report=lambda text: print(text, file=sys.stderr))
