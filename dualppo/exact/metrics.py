@@ -84,14 +84,17 @@ def evaluate(log_probs: Tensor, env: Graded) -> dict[str, float]:
 def dialogue_standard_error(values: Tensor, dialogue: Tensor) -> float:
     """Cluster-robust standard error of the mean of `[S]` values with dialogues as clusters; nan entries are left out.
 
+    Undefined (nan) over fewer than two dialogues.
+
     $\\sqrt{\\frac{C}{C-1}\\sum_c (\\sum_{i \\in c} (x_i - \\bar x))^2} / n$ (Liang and Zeger 1986, for a mean).
     """
     keep = ~values.isnan()
     values, dialogue = values[keep].double(), dialogue[keep]
-    ids = torch.unique(dialogue, return_inverse=True)[1]
-    count = int(ids.max()) + 1
+    found, ids = torch.unique(dialogue, return_inverse=True)
+    if (count := len(found)) < 2:
+        return torch.nan
     sums = torch.zeros(count, dtype=torch.double, device=values.device).scatter_add_(0, ids, values - values.mean())
-    return round(((count / max(count - 1, 1)) * (sums ** 2).sum()).sqrt().item() / len(values), 8)
+    return round(((count / (count - 1)) * (sums ** 2).sum()).sqrt().item() / len(values), 8)
 
 # %% ../../nbs/exact/31_metrics.ipynb #a4493fe0
 def survival(log_probs: Tensor, env: Graded) -> dict[str, list[float]]:

@@ -176,7 +176,7 @@ def cluster_intervals(
 ) -> Tensor:
     """95 % intervals `[2, m]` of the means of `[n, m]` values, dialogues `[n]` drawn anew.
 
-    `shares=True`: exact for a column of zeros or ones.
+    `shares=True`: exact for a column of zeros or ones. Undefined (nan) over fewer than two dialogues.
     """
     ids = torch.unique(dialogue, return_inverse=True)[1]
     states = torch.bincount(ids)
@@ -184,6 +184,8 @@ def cluster_intervals(
     sums = torch.zeros(c, values.shape[1], dtype=torch.double).index_add_(0, ids, values.double())
     times = times_drawn(c, draws, np.random.default_rng(seed)).astype(float)
     ends = torch.from_numpy(np.quantile(drawn_means(times, sums.numpy(), states.numpy()), [0.025, 0.975], axis=0))
+    if c < 2:
+        ends[:] = torch.nan
     for share in (0, 1) if shares else ():
         ends[:, (values == share).all(0)] = torch.tensor(clopper_pearson(share * c, c), dtype=torch.double)[:, None]
     return ends
