@@ -11,12 +11,15 @@ from scipy import stats as scipy_stats
 
 from dualppo.exact.metrics import dialogue_standard_error
 from dualppo.papers.hacks import cluster_intervals
+from dualppo.papers.registration import registration
 from dualppo.papers.stats import (
+    answers,
     clopper_pearson,
     detectable,
     hierarchical_interval,
     holm,
     items_needed,
+    least_p,
     paired_interval,
     paired_permutation,
     probability_of_improvement,
@@ -26,6 +29,7 @@ from dualppo.papers.stats import (
     variance_components,
 )
 from dualppo.papers.tables import Cell
+from dualppo.text.data import DataError
 
 numbers = st.lists(st.floats(-1, 1), min_size=2, max_size=12)
 
@@ -180,3 +184,60 @@ def test_rare_harms():
         3, 100, high
     ) == pytest.approx(0.025, abs=1e-6)
     assert 4_600 < items_needed(0.01, 0.005) < 4_800 and 9_200 < items_needed(0.005, 0.0025) < 9_500
+
+
+@pytest.mark.parametrize("n", [2, 3, 6, 9, 10, 11, 12, 20])
+def test_no_difference_is_said_only_where_one_could_have_been_found(n):
+    """With all signs alike p is 2/2^n, and Holm multiplies it by the 39 planned tests: ten seeds find nothing."""
+    plan = registration()
+    planned = len(plan.primary) * sum(c.kind == "difference" for c in plan.comparisons)
+    assert planned == 39
+    g = np.random.default_rng(n)
+    base = g.normal(0.5, 0.1, n)
+    for shift, sure in ((0.0, False), (0.2, True)):
+        arm = base + (shift if sure else np.resize([0.01, -0.01], n)) + g.normal(0, 1e-4, n)
+        runs = [answering(name, v) for name, v in (("dual_ppo", arm), ("similarity_mask", base))]
+        (works,) = [a for a in answers(runs, plan, "stress") if a.id == "works" and a.metric == "harm"]
+        could = 39 * 2 / 2**n < plan.level  # an oracle of its own: the p of all signs alike, times the tests
+        assert could == (n >= 11) == math.isfinite(works.mde)
+        expected = ("larger" if sure else "no difference found") if could else "too few seeds to tell"
+        assert works.verdict == expected, (n, works)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 15))
+def test_the_least_p_is_that_of_all_signs_alike(n):
+    assert paired_permutation([1.0] * n, [0.0] * n) == pytest.approx(least_p(n))
+
+
+def answering(method: str, values) -> dict:
+    """A run with the primary metrics all alike, two dialogues a seed."""
+    names = ("average_reward", "harm", "good")
+    results = [
+        {
+            "seed": i,
+            "test": dict.fromkeys(names, float(v)),
+            "dialogues": {"states": [1, 1]} | dict.fromkeys(names, [float(v)] * 2),
+        }
+        for i, v in enumerate(values)
+    ]
+    return {"method": method, "setting": "stress", "results": results}
+
+
+def test_a_paired_interval_is_of_the_same_dialogues():
+    arm, base = answering("a", [0.5, 0.7]), answering("b", [0.4, 0.5])
+    assert paired_interval(arm, base, "harm").value == pytest.approx(0.15)
+    other = answering("b", [0.4, 0.5])
+    other["results"][0]["dialogues"]["states"] = [2, 1]
+    with pytest.raises(DataError, match="other dialogues"):
+        paired_interval(arm, other, "harm")
+    for spoilt in (
+        None,
+        {},
+        {"states": [1, 1]},
+        {"states": [1, 1], "harm": [0.5]},
+        {"states": [1, 1], "harm": [None, 1]},
+    ):
+        other["results"][0]["dialogues"] = spoilt  # a seed without sums is left out, and one seed has no interval
+        found = paired_interval(arm, other, "harm")
+        assert found.n == 1 and found.value == pytest.approx(0.2) and math.isnan(found.low)

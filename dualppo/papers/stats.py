@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Finding', 'Estimate', 'unbounded', 'iqm', 'seed_interval', 'stratified_interval', 'probability_of_improvement',
            'times_drawn', 'drawn_means', 'hierarchical_interval', 'Components', 'variance_components',
-           'paired_permutation', 'holm', 'tost', 'clopper_pearson', 'items_needed', 'detectable', 'by_seed',
+           'paired_permutation', 'least_p', 'holm', 'tost', 'clopper_pearson', 'items_needed', 'detectable', 'by_seed',
            'comparable', 'paired', 'paired_interval', 'Answer', 'answers']
 
 # %% ../../nbs/papers/36_stats.ipynb #7c980ace
@@ -158,6 +158,11 @@ def paired_permutation(x: ArrayLike, y: ArrayLike, draws: int = 50_000) -> float
     )
 
 
+def least_p(n: int) -> float:
+    "The smallest p that `paired_permutation` can give for n differences: that of all signs alike."
+    return min(1.0, 2 / 2**n)
+
+
 def holm(p: Sequence[float]) -> list[float]:
     "Holm's adjusted p-values: in ascending order times the number not yet rejected, never falling, at most 1."
     order = np.argsort(p)
@@ -202,7 +207,7 @@ def detectable(sd: float, n: int, tests: int = 1, level: float = 0.05, power: fl
 
     inf: n signs cannot reach the level.
     """
-    if 2 / 2**n >= level / tests:
+    if least_p(n) >= level / tests:
         return math.inf
     beyond = stats.t.ppf(1 - level / tests / 2, n - 1)
 
@@ -236,14 +241,32 @@ def paired(arm: Mapping, base: Mapping, metric: str) -> tuple[np.ndarray, np.nda
     return np.array([a[s] for s in seeds]), np.array([b[s] for s in seeds])
 
 
+def _by_dialogue(record: Mapping, metric: str) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    "Seed → states and sums of a metric for each test dialogue; a seed whose record holds none is left out."
+    kept = {one["seed"]: one.get("dialogues") or {} for one in record["results"]}
+    found = {
+        seed: (np.asarray(sums["states"], float), np.asarray(sums[metric], float))
+        for seed, sums in kept.items()
+        if {"states", metric} <= set(sums)
+    }
+    return {seed: both for seed, both in found.items() if len(both[0]) == len(both[1]) and np.isfinite(both[1]).all()}
+
+
 def paired_interval(arm: Mapping, base: Mapping, metric: str) -> Estimate:
-    "Mean difference of a primary metric over seeds and dialogues, both arms on the same drawn dialogues; see `paired`."
+    """Mean difference of a primary metric over seeds and dialogues, both arms on the same drawn dialogues.
+
+    See `paired`; raises DataError, too, where the two were tested on other dialogues.
+    """
     comparable(arm, base)
-    a, b = ({one["seed"]: one["dialogues"] for one in record["results"]} for record in (arm, base))
+    a, b = _by_dialogue(arm, metric), _by_dialogue(base, metric)
     seeds = [seed for seed in a if seed in b]
-    return hierarchical_interval(
-        [a[s]["states"] for s in seeds], [np.subtract(a[s][metric], b[s][metric]) for s in seeds]
-    )
+    for seed in seeds:
+        if a[seed][0].tolist() != b[seed][0].tolist():
+            raise DataError(
+                f"{arm['method']} and {base['method']} cannot be compared: seed {seed} of the two was tested on other "
+                "dialogues."
+            )
+    return hierarchical_interval([a[s][0] for s in seeds], [a[s][1] - b[s][1] for s in seeds])
 
 # %% ../../nbs/papers/36_stats.ipynb #86e20231
 Finding = Literal[
@@ -313,17 +336,20 @@ def answers(records: Sequence[Mapping], plan: Registration, setting: str) -> lis
             p,
             adjusted.get(i, p),
             better,
-            _verdict(c.kind, difference, adjusted.get(i, p), plan.level),
+            _verdict(c.kind, difference, adjusted.get(i, p), plan.level, planned),
             mde,
         )
         for i, (c, metric, difference, p, better, mde) in enumerate(rows)
     ]
 
 
-def _verdict(kind: str, difference: Estimate, p: float, level: float) -> Finding:
-    "What a p-value lets one say; a permutation test of n signs cannot go below 2/2^n."
+def _verdict(kind: str, difference: Estimate, p: float, level: float, tests: int) -> Finding:
+    """What a p-value, raised by Holm for `tests` of them, lets one say.
+
+    A permutation test of n signs cannot go below 2/2^n, and Holm's first step asks for level/tests.
+    """
     if kind == "equivalence":
         return "equivalent" if p < level else "not shown to be equivalent"
     if p >= level:
-        return "too few seeds to tell" if 2 / 2**difference.n >= level else "no difference found"
+        return "too few seeds to tell" if least_p(difference.n) >= level / tests else "no difference found"
     return "larger" if difference.value > 0 else "smaller"
