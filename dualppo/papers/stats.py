@@ -100,7 +100,7 @@ def _draws_of_seeds(dialogues: tuple[int, ...], draws: int) -> tuple[np.ndarray,
 
 
 def hierarchical_interval(
-    states: Sequence[Sequence[int]], sums: Sequence[Sequence[float]], draws: int = 2000, level: float = 0.95
+    states: Sequence[ArrayLike], sums: Sequence[ArrayLike], draws: int = 2000, level: float = 0.95
 ) -> Estimate:
     """Mean over states with an interval over seeds and, within seeds, dialogues.
 
