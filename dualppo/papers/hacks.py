@@ -246,23 +246,16 @@ def judges_by_replies(table: pd.DataFrame, column: str) -> pd.DataFrame:
 def verdict_table(table: pd.DataFrame, honest: str, control: str = "human") -> pd.DataFrame:
     """Judges × planted replies: a share of states, its 95 % interval and the verdict in one cell.
 
-    The share is of states in which the planted reply is preferred to the control.
+    The share is of states in which the planted reply is preferred to the control; – where one of them is missing or
+    is no number.
     """
     shown = table[~table.reply.isin(("human", honest))]
-
-    def text(r):
-        return (
-            "–"
-            if np.isnan(r[f"over_{control}"])
-            else "{:.2f} [{:.2f}, {:.2f}] {}".format(
-                *(
-                    r[f"{part}_{control}{end}"]
-                    for part, end in (("over", ""), ("over", "_low"), ("over", "_high"), ("verdict", ""))
-                )
-            )
-        )
-
-    return judges_by_replies(shown.assign(cell=shown.apply(text, axis=1)), "cell")
+    share, low, high = (pd.to_numeric(shown[f"over_{control}{end}"], "coerce") for end in ("", "_low", "_high"))
+    cells = [
+        "–" if np.isnan([mean, below, above]).any() else f"{mean:.2f} [{below:.2f}, {above:.2f}] {word}"
+        for mean, below, above, word in zip(share, low, high, shown[f"verdict_{control}"].fillna(""))
+    ]
+    return judges_by_replies(shown.assign(cell=cells), "cell")
 
 # %% ../../nbs/papers/37_hacks.ipynb #831776ab
 def tutorial_exam(
