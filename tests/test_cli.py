@@ -3,10 +3,16 @@
 import errno
 import json
 import os
+import pty
+import re
+import struct
 import subprocess
 import sys
+import termios
+from fcntl import ioctl
 
 import pytest
+from test_tables import NAMES, graded, own, record, store
 
 from dualppo import cli
 from dualppo.runs import parallel
@@ -38,6 +44,11 @@ def refused(capsys, *argv) -> str:
         (("train", "sft", "--device", "cuda:77"), "does not exist"),
         (("train", "sft", "--device", "gpu"), "unknown device"),
         (("train", "sft", "--seeds", "0"), "at least 1"),
+        (("train", "sft", "--seeds", "1,1"), "different whole numbers"),
+        (("train", "sft", "--seeds", "1;2"), "as in 0,3,7"),
+        (("train", "sft", "--seeds", "-1"), "--seeds"),
+        (("reproduce", "--seeds", "two"), "as in 0,3,7"),
+        (("reproduce", "--seeds", "3", "--engine", "slurm"), "local engine"),
         (("train", "sft", "--data", "nowhere"), "no such file"),
         (("reproduce", "--methods", "sfd"), "sft"),
         (("reproduce", "--settings", "cleen"), "clean"),
@@ -208,3 +219,143 @@ def test_interrupt_is_answered(capsys, monkeypatch):
 def test_a_report_of_a_folder_without_runs_is_one_sentence(tmp_path, capsys):
     assert main(["report", "--outputs", str(tmp_path), "--profile", "nosuch"]) == 2
     assert "no finished run there" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+# ---- seeds, and a baseline
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("1", (0,)), ("2", (0, 1)), ("0,3,7", (0, 3, 7)), ("7,", (7,)), ("9,4", (9, 4))]
+)
+def test_seeds_are_a_number_or_a_list(text, seeds):
+    assert cli.chosen_seeds(text) == seeds
+
+
+def test_train_takes_seeds_by_name_and_says_where_they_are(capsys, tmp_path, toy):
+    argv = ["train", "sft", "--epochs", "1", "--data", str(toy), "--outputs", str(tmp_path)]
+    for text, seeds in (("2", [0, 1]), ("0,3,7", [0, 3, 7])):
+        assert main([*argv, "--seeds", text]) == 0
+        said = capsys.readouterr().out
+        (path,) = [p for p in tmp_path.rglob("sft-*.json") if (read_record(p) or {}).get("seeds") == seeds]
+        assert "Its folder of runs is custom" in said and path.parent.parent.name == "custom"
+    command = re.search(r"dualppo (tables --profile custom --outputs .*)", said)[1]
+    assert main(command.split()) == 0  # what it says can be done
+    shown = capsys.readouterr().out
+    assert re.search(r"SFT .* 4│", shown), shown  # seeds 0, 1, 3, 7: one row, and seed 0 counts once
+
+
+def test_reproduce_takes_seeds_and_tables_a_baseline(capsys, tmp_path, toy, without_processes):
+    argv = ["--data", str(toy), "--outputs", str(tmp_path), "--settings", "stress", "--no-notebooks"]
+    assert main(["reproduce", "--profile", "smoke", "--methods", "similarity", "sft", "--seeds", "1,4,6", *argv]) == 0
+    assert {tuple(read_record(p)["seeds"]) for p in (tmp_path / "runs" / "custom").rglob("*.json")} == {(1, 4, 6)}
+    capsys.readouterr()
+    assert main(["tables", "--profile", "custom", "--against", "similarity", "--outputs", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "stress, minus Similarity (untrained start)" in said and "Differences: paired with" in said
+    (row,) = [line for line in said.split("minus Similarity")[1].splitlines() if line.startswith("│SFT")]
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    assert len(cells) == 5 and all(re.fullmatch(r"[+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\]", cell) for cell in cells[1:4])
+    assert cells[-1] == "3"
+    with open(tmp_path / "tables" / "custom" / "table2.csv") as file:
+        assert cells[1] in file.read()
+    assert "did you mean similarity" in refused(
+        capsys, "tables", "--profile", "custom", "--against", "similarty", "--outputs", tmp_path
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "words"), [("tables", "--against"), ("train", "--seeds"), ("reproduce", "--seeds")]
+)
+def test_the_help_names_them(capsys, command, words):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert words in capsys.readouterr().out
+
+
+# ---- own data alone
+
+
+def test_a_report_of_own_data_alone(capsys, tmp_path):
+    folder = "quick-chat-dddddddd"
+    store(tmp_path, [own(n, s) for n in NAMES for s in ("clean", "stress")], folder)
+    store(tmp_path, [own("grpo", "clean")], "custom")
+    for argv in ([], ["--profile", folder], ["--profile", "custom"]):
+        assert main(["report", "--outputs", str(tmp_path), *argv]) == 0
+        page = (tmp_path / "report.html").read_text(encoding="utf-8")
+        assert "Runs on own data: chat" in page and "our tickets, given by the user: internal" in page
+        assert ("GRPO" in page) == (argv[-1:] == ["custom"]) and not (tmp_path / "claims.json").exists()
+    capsys.readouterr()
+    published = tmp_path / "published"
+    store(published, [record(n, s, base=0.9) for n in NAMES for s in ("clean", "stress")])
+    assert main(["tables", "--profile", folder, "--outputs", str(tmp_path), "--published", str(published)]) == 0
+    said = capsys.readouterr().out
+    assert "outside" not in said and "printed" not in said and "78.4" not in said and "51.0 ± 2.5" in said
+
+
+# ---- any terminal
+
+
+def in_a_terminal(columns: int, *argv, **environment) -> tuple[str, int]:
+    """What a command writes into a terminal so many columns wide, and how it ends."""
+    code = "import sys; from dualppo.cli import main; sys.exit(main(sys.argv[1:]))"
+    child, terminal = pty.fork()
+    if child == 0:
+        os.environ.pop("COLUMNS", None)
+        os.environ.update(environment)
+        os.execv(sys.executable, [sys.executable, "-c", code, *argv])
+    ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    said = b""
+    while True:
+        try:
+            part = os.read(terminal, 1 << 16)
+        except OSError:
+            break
+        if not part:
+            break
+        said += part
+    return said.decode(errors="replace"), os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize("environment", [{"TERM": "xterm"}, {"TERM": "dumb", **ASCII}, {"TERM": "xterm", **ASCII}])
+def test_no_figure_is_lost_in_a_narrow_or_plain_terminal(tmp_path, environment):
+    runs = [graded(n, range(3), 0.03 * i, draw=i) for i, n in enumerate(NAMES)]
+    store(tmp_path, runs)
+    said, status = in_a_terminal(
+        40, "tables", "--outputs", str(tmp_path), "--published", str(tmp_path), "--against", "similarity", **environment
+    )
+    assert status == 0 and "Traceback" not in said
+    plain_ = re.sub(r"\x1b\[[0-9;]*m", "", said)
+    sign = "+-" if "LC_ALL" in environment else "±"
+    from dualppo.papers import tables
+
+    table = tables.build_table("table2", tables.read_runs(tmp_path), "similarity")
+    figures = {
+        word.replace("±", sign) for row in table.rows for cell in row[1:] for word in cell.split() if word != "–"
+    }
+    assert len(figures) > 60 and not [word for word in figures if word not in plain_]
+    assert "\\x" not in plain_ and "\\u" not in plain_ and "\ufffd" not in plain_
+    for argv, words in (
+        (["methods"], ["similarity_mask", "wo_vectorization_id_bandit"]),
+        (["--help"], ["reproduce", "train"]),
+    ):
+        said, status = in_a_terminal(40, *argv, **environment)
+        assert status == 0 and "Traceback" not in said and all(word in said for word in words)
+
+
+def test_a_path_of_5000_letters_is_one_sentence(capsys, tmp_path, toy):
+    long = "a" * 5000
+    for argv in (
+        ("train", "sft", "--data", long),
+        ("train", "sft", "--data", toy, "--outputs", tmp_path / long),
+        ("reproduce", "--data", long),
+        ("tables", "--outputs", long),
+        ("tables", "--profile", long),
+        ("report", "--outputs", long),
+        ("study", "weights", "--data", long),
+        ("data", "build", long),
+        ("data", "verify", long),
+    ):
+        assert len(refused(capsys, *argv)) < 2000

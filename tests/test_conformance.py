@@ -17,7 +17,7 @@ from dualppo.exact.metrics import evaluate
 from dualppo.methods.base import Learner, learner_of, stack_of, train, train_together
 from dualppo.methods.baselines import DPO, DPOConfig, SFT, SFTConfig
 from dualppo.bench.candidates import STRESS
-from dualppo.cli import train_parser
+from dualppo.cli import main, train_parser
 from dualppo.core.errors import DataError
 from dualppo.bench.env import EnvConfig, Splits, add_objective, make_envs
 from dualppo.bench.features import load_features
@@ -247,3 +247,8 @@ def test_an_installed_package_of_a_stranger_adds_a_method(tmp_path, toy):
     done = subprocess.run(command, capture_output=True, text=True, env=paths, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Worst first" in done.stdout and list((tmp_path / "o").rglob("worst_first-*.policy.safetensors"))
+    assert "worst_first" not in all_methods()  # here the package is not installed, and its runs are shown all the same
+    assert main(["tables", "--profile", "custom", "--outputs", str(tmp_path / "o")]) == 0
+    assert main(["report", "--outputs", str(tmp_path / "o")]) == 0
+    for shown in ((tmp_path / "o/tables/custom/table2.csv"), (tmp_path / "o/report.html")):
+        assert "worst_first" in shown.read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from toys import encode, exchanges, write_toy
 
 from dualppo.core.errors import DataError
-from dualppo.bench.features import KINDS, SCHEMA, embedded_path, load_features, quantise, verify
+from dualppo.bench.features import GIVEN, KINDS, SCHEMA, WIZARD, embedded_path, load_features, quantise, verify
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +97,75 @@ def test_a_slice_rebuilt_from_the_texts_is_the_shipped_one(shared_data, tmp_path
         for harm in whole.p_harm:
             assert (part.p_harm[harm][mine] - whole.p_harm[harm][theirs]).abs().max() < 0.01
     assert torch.equal(part.turn, whole.turn[:24])
+
+
+def test_a_card_claims_only_sources_that_are_in_the_data():
+    from dualppo.bench.build import CREDITS, credit
+
+    shipped = load_features().card["sources"]
+    every = credit(shipped)
+    assert all(CREDITS[name][0] in every["attribution"] for name in ("wow", "diasafety", "jigsaw", "bad"))
+    assert GIVEN not in every["attribution"] and every["licence"] == "CC-BY-4.0"
+    mine = credit({"mine.json": "0" * 64})
+    assert not any(words in mine["attribution"] for words, _ in CREDITS.values()) and WIZARD not in mine["attribution"]
+    assert f"mine.json, {GIVEN}: no licence stated" in mine["attribution"] and mine["licence"] == "not stated"
+    told = credit({"mine.json": "0" * 64}, "our help desk", "CC0-1.0")
+    assert f"mine.json, {GIVEN}: our help desk, CC0-1.0" in told["attribution"] and told["licence"] == "CC0-1.0"
+    renamed = credit({"dialogues.json": shipped["wow/test.json"]})  # the file decides, not its name
+    assert WIZARD in renamed["attribution"] and WIZARD not in credit({"wow/test.json": "0" * 64})["attribution"]
+    both = credit({"mine.json": "0" * 64, "diasafety/train.json": shipped["diasafety/train.json"]})
+    assert (
+        CREDITS["diasafety"][0] in both["attribution"]
+        and GIVEN in both["attribution"]
+        and WIZARD not in both["attribution"]
+    )
+    talk = credit({"chitchat_dataset": "1" * 64})
+    assert CREDITS["chitchat_dataset"][0] in talk["attribution"] and GIVEN not in talk["attribution"]
+    many = credit({f"{i}.json": str(i) * 64 for i in range(200)})
+    assert "and 195 more" in many["attribution"] and len(many["attribution"]) < 300
+
+
+def test_one_file_is_a_source_by_its_name(tmp_path):
+    from dualppo.bench.build import sources_of
+
+    path = tmp_path / "mine.json"
+    path.write_text("[]")
+    assert list(sources_of(path, path)) == ["mine.json"] == list(sources_of(tmp_path, tmp_path))
+    (tmp_path / "jigsaw").mkdir()
+    (tmp_path / "jigsaw" / "a.csv").write_text("text,toxic\n")
+    assert list(sources_of(tmp_path, path)) == ["mine.json", "jigsaw/a.csv"] and list(sources_of(path, path)) == [
+        "mine.json"
+    ]
+
+
+def test_a_card_of_a_build_names_the_file_and_what_its_user_says(tmp_path, monkeypatch):
+    """`data build` of one file of one's own, without the encoder and the classifiers, which are tested elsewhere."""
+    from toys import encode, rude
+
+    from dualppo.bench import build
+
+    class Encoder:
+        def __init__(self, precision):
+            pass
+
+    monkeypatch.setattr(build, "MiniLM", Encoder)
+    monkeypatch.setattr(build, "embed_cached", lambda encoder, texts, *args, **more: encode(texts))
+    monkeypatch.setattr(build, "encoder_identity", lambda: {"name": "toy", "sha256": "0"})
+    monkeypatch.setattr(build, "verify", lambda *args: {})
+    for name in ("ToxBlock", "ToxicCommentClassifier"):
+        monkeypatch.setattr(build, name, lambda: rude)
+    rows = [
+        {"dialogue": [[f"what about thing{i}", f"thing{i} is blue"]], "meta": [[f"fact{i} of thing{i}"]]}
+        for i in range(12)
+    ]
+    (tmp_path / "mine.json").write_text(json.dumps(rows))
+    (tmp_path / "jigsaw").mkdir()  # read, but of no use without safe tails: then nothing of it is in the data
+    (tmp_path / "jigsaw" / "a.csv").write_text("text,toxic\nyou fool,1\n")
+    for source, names in ((tmp_path / "mine.json", ["mine.json"]), (tmp_path, ["mine.json"])):
+        out = tmp_path / "out" / f"{source.name}.safetensors"
+        card = build.build(source, out, report=lambda text: None, attribution="our help desk", licence="CC0-1.0")
+        assert list(card["sources"]) == names and card["licence"] == "CC0-1.0"
+        assert (
+            f"mine.json, {GIVEN}: our help desk, CC0-1.0" in card["attribution"] and "Jigsaw" not in card["attribution"]
+        )
+        assert json.loads(out.with_suffix(".json").read_text())["attribution"] == card["attribution"]

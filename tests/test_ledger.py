@@ -202,6 +202,6 @@ def test_a_report_of_nothing_is_one_sentence(tmp_path, capsys):
 
     assert (
         main(["report", "--outputs", str(tmp_path)]) == 2
-        and "no run of the profiles" in capsys.readouterr().err
+        and "no finished run" in capsys.readouterr().err
         and not list(tmp_path.iterdir())
     )

@@ -15,9 +15,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import get_args
 
+import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from jinja2 import UndefinedError
-from test_tables import NAMES, record, store
+from test_tables import NAMES, own, record, store
 
 from dualppo.papers import tables
 from dualppo.show import report
@@ -326,6 +329,122 @@ def test_a_broken_input_is_one_sentence_that_names_it(outputs, name, content):
     with pytest.raises(DataError, match=Path(name).name) as caught:
         report.write_report(outputs)
     assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+
+
+HACKS = PUBLISHED / "judge_hacks.csv"
+
+
+def hacks_section(outputs: Path) -> str:
+    """The section of the graders, as text."""
+    page = report.write_report(outputs).read_text(encoding="utf-8")
+    check(page)
+    return re.sub(r"<[^>]+>", " ", re.search(r'<section id="graders".*?</section>', page, re.S)[0])
+
+
+def test_a_short_table_of_hacks_leaves_cells_open(outputs):
+    whole = pd.read_csv(HACKS, comment="#")
+    path = outputs / "judge_hacks.csv"
+    whole.drop(columns="over_human_low").to_csv(path, index=False)
+    assert "Judges and planted hacks" not in hacks_section(outputs)  # but every number that is there
+    spoilt = whole.astype(object)
+    planted = spoilt.index[~spoilt.reply.isin(("human", spoilt.honest[0]))]
+    spoilt.loc[planted[0], "over_human"] = "many"
+    spoilt.loc[planted[1], "over_honest_high"] = None
+    spoilt.loc[planted[2], ["data", "judge", "reply"]] = None
+    spoilt.to_csv(path, index=False)
+    assert "Judges and planted hacks" in hacks_section(outputs) and "nan" not in hacks_section(outputs)
+    lines = HACKS.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join([*lines[:6], lines[6][: len(lines[6]) // 2]]))
+    hacks_section(outputs)
+    path.write_text("\n".join([*lines, lines[-1]]))
+    with pytest.raises(DataError, match="judge_hacks.csv: judge .* twice"):
+        report.write_report(outputs)
+
+
+FILES = {
+    "judge_hacks.csv": HACKS.read_bytes()[:6000],
+    "judge.json": (PUBLISHED / "judge.json").read_bytes(),
+    "harm_estimators.json": (PUBLISHED / "harm_estimators.json").read_bytes(),
+    "tuning.csv": b"method,learning_rate,dev_help,self\nsft,3e-05,0.8011,1\ndpo,0.001,,x\n",
+    "manifest.json": b'{"schema": "dualppo-manifest/1", "runs": [{"path": "a", "sha256": "b", "seeds": [0]}]}',
+    "claims.json": json.dumps({"questions": ["x"], "claims": [claim()]}).encode(),
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A folder with one run, quick to report on, and without what does not depend on the damaged file."""
+    outputs = tmp_path_factory.mktemp("small")
+    store(outputs, [record("sft", "stress")])
+    return outputs
+
+
+@pytest.mark.parametrize("name", FILES)
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_damaged_file_is_one_sentence_or_open_cells(name, data, small):
+    """Cut, with bytes changed, or with lines and columns taken out: never an error of the program."""
+    content = bytearray(FILES[name])
+    kind = data.draw(st.sampled_from(["cut", "bytes", "lines", "cells"]))
+    if kind == "cut":
+        content = content[: data.draw(st.integers(0, len(content)))]
+    elif kind == "bytes":
+        for at in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=8)):
+            content[at] = data.draw(st.integers(0, 255))
+    else:
+        lines = content.split(b"\n")
+        at = data.draw(st.integers(0, len(lines) - 1))
+        if kind == "lines":
+            lines = lines[:at] + lines[at + 1 :] + lines[at : at + data.draw(st.integers(0, 2))]
+        else:
+            cells = lines[at].split(b",")
+            del cells[data.draw(st.integers(0, len(cells) - 1))]
+            lines[at] = b",".join(cells)
+        content = b"\n".join(lines)
+    for other in FILES:
+        (small / other).unlink(missing_ok=True)
+    (small / name).write_bytes(bytes(content))
+    try:
+        report.render(page_of(small))
+    except DataError as error:
+        assert "\n" not in str(error) and str(error).endswith(".") and name in str(error)
+
+
+def page_of(outputs: Path) -> report.Page:
+    """The parts of the page that are read from files beside the runs."""
+    parts = [
+        report.ledger_html(*report.read_ledger(outputs)) if (outputs / "claims.json").is_file() else "",
+        report.graders_html(outputs),
+        report._tuning(outputs / "tuning.csv") if (outputs / "tuning.csv").is_file() else "",
+        report.manifest_html(outputs) if (outputs / "manifest.json").is_file() else "",
+    ]
+    return report.Page(sections=tuple(report.Section(str(i), "part", part) for i, part in enumerate(parts)))
+
+
+# ---- own data
+
+
+def test_a_page_of_own_data_is_of_these_alone(outputs, tmp_path):
+    mine = tmp_path / "mine"
+    store(mine, [own(n, s) for n in NAMES for s in ("clean", "stress")], "quick-chat-dddddddd")
+    for name in ("claims.json", "tuning.csv"):
+        shutil.copy(outputs / name, mine / name)  # of other runs
+    tables.write_tables(mine, "quick-chat-dddddddd")
+    page = report.write_report(mine, published=outputs).read_text(encoding="utf-8")
+    tree = check(page)
+    assert {"table2", "table3", "figures", "method", "data", "cite", "licence"} <= set(tree.ids)
+    assert not {"claims", "arithmetic", "log", "compared", "molma", "studies", "tuning"} & set(tree.ids)
+    assert page.count("our tickets, given by the user: internal") >= 3  # under both tables, data, licence
+    for words in ("Wizard of Wikipedia", "78.4", "outside", "printed ·", "CC-BY", "Shastri &amp; Agrawal)"):
+        assert words not in page
+    assert "hollow diamonds" not in page and "Runs on own data: chat" in page
+    nameless = [own(n, "clean") for n in NAMES]
+    for r in nameless:
+        r["data"] = {**r["data"], "source": "", "name": HOSTILE + "x" * 5000}
+    store(tmp_path / "none", nameless)
+    page = report.write_report(tmp_path / "none").read_text(encoding="utf-8")
+    check(page)
+    assert "names no source" in page and "<script>alert" not in page and "x" * 100 not in page
 
 
 def test_the_published_page_is_small_and_sound():

@@ -1,16 +1,27 @@
 """Statistics against simulation, closed forms and scipy."""
 
+import math
+import warnings
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings, strategies as st
 from scipy import stats as scipy_stats
 
+from dualppo.core.errors import DataError
+from dualppo.exact.metrics import dialogue_standard_error
+from dualppo.papers.hacks import cluster_intervals
+from dualppo.papers.registration import registration
 from dualppo.papers.stats import (
+    answers,
     clopper_pearson,
     detectable,
     hierarchical_interval,
     holm,
     items_needed,
+    least_p,
+    paired_interval,
     paired_permutation,
     probability_of_improvement,
     seed_interval,
@@ -18,6 +29,7 @@ from dualppo.papers.stats import (
     tost,
     variance_components,
 )
+from dualppo.papers.tables import Cell
 
 numbers = st.lists(st.floats(-1, 1), min_size=2, max_size=12)
 
@@ -74,8 +86,80 @@ def test_variance_components_recover_what_was_put_in():
     assert found.seeds == pytest.approx(0.09, rel=0.08) and found.dialogues == pytest.approx(0.01)
 
 
-def test_intervals_of_one_seed_are_not_claimed():
-    assert np.isnan(seed_interval([0.5]).low) and stratified_interval([[0.0, 1.0], [0.0, 1.0]]).n == 2
+def record_of(seeds: list[list[float]]) -> dict:
+    """A run whose seeds have dialogues of two states each."""
+    return {
+        "method": "m",
+        "results": [
+            {"seed": i, "dialogues": {"states": [2] * len(sums), "harm": sums}} for i, sums in enumerate(seeds)
+        ],
+    }
+
+
+def bounds(found) -> tuple[float, float]:
+    return found.low, found.high
+
+
+INTERVALS = {  # name → the bounds that it gives `units` (and, where there are two levels, 1 stratum, 3 dialogues more)
+    "seed_interval": lambda units: bounds(seed_interval(units, draws=200)),
+    "seed_interval of the mean": lambda units: bounds(seed_interval(units, np.mean, draws=200)),
+    "stratified_interval": lambda units: bounds(stratified_interval([[0.1, 0.2, 0.4], units], draws=200)),
+    "stratified_interval, all strata": lambda units: bounds(stratified_interval([units, units], draws=200)),
+    "hierarchical_interval": lambda units: bounds(
+        hierarchical_interval([[2, 3, 1]] * len(units), [[u, 2 * u, 0.1] for u in units], draws=200)
+    ),
+    "hierarchical_interval, a dialogue a seed": lambda units: bounds(
+        hierarchical_interval([[3]] * len(units), [[u] for u in units], draws=200)
+    ),
+    "paired_interval": lambda units: bounds(
+        paired_interval(record_of([[u, 0.3] for u in units]), record_of([[0.0, 0.1]] * len(units)), "harm")
+    ),
+    "cluster_intervals": lambda units: cluster_intervals(
+        torch.tensor(units).repeat(2)[:, None], torch.arange(len(units)).repeat(2), draws=200
+    )[:, 0].tolist(),
+    "dialogue_standard_error": lambda units: [
+        dialogue_standard_error(torch.tensor(units).repeat(2), torch.arange(len(units)).repeat(2))
+    ],
+    "variance_components": lambda units: [variance_components(units, [0.0] * len(units)).seeds],
+    "Cell.of": lambda units: [Cell.of(units).half],
+}
+
+
+@pytest.mark.parametrize("name", INTERVALS)
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(0.01, 1), min_size=0, max_size=6, unique=True))
+def test_an_interval_over_fewer_than_two_units_is_undefined(name, units):
+    """Not of width zero, which would be the surest of all; and over two that differ it has a width."""
+    if not units and name in ("cluster_intervals", "dialogue_standard_error"):
+        return  # an environment has states
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = list(INTERVALS[name](units))
+    if len(units) < 2:
+        assert all(math.isnan(end) for end in found), found
+    else:
+        assert all(math.isfinite(end) for end in found) and found == sorted(found)
+
+
+def test_an_interval_of_seeds_that_differ_has_a_width():
+    for name in INTERVALS:
+        low, *high = INTERVALS[name]([0.1, 0.9])
+        assert (high[0] if high else low) > (low if high else 0), name
+
+
+def test_a_value_without_an_interval_is_still_a_value():
+    assert seed_interval([0.2]).value == 0.2 and stratified_interval([[0.2], [0.8]]).value == pytest.approx(0.5)
+    assert hierarchical_interval([[3]], [[1.5]]).value == 0.5 and hierarchical_interval([], []).n == 0
+    assert stratified_interval([[0.0, 1.0], [0.0, 1.0]]).n == 2
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(-1, 1), st.floats(0.001, 1))
+def test_one_difference_or_none_shows_nothing(difference, margin):
+    for d in ([difference], []):
+        assert tost(d, [0.0] * len(d), margin) == paired_permutation(d, [0.0] * len(d)) == 1
+        assert detectable(1.0, len(d)) == math.inf
+    assert clopper_pearson(0, 0) == (0, 1)
 
 
 @pytest.mark.parametrize(("n", "tests"), [(12, 1), (20, 39)])
@@ -100,3 +184,60 @@ def test_rare_harms():
         3, 100, high
     ) == pytest.approx(0.025, abs=1e-6)
     assert 4_600 < items_needed(0.01, 0.005) < 4_800 and 9_200 < items_needed(0.005, 0.0025) < 9_500
+
+
+@pytest.mark.parametrize("n", [2, 3, 6, 9, 10, 11, 12, 20])
+def test_no_difference_is_said_only_where_one_could_have_been_found(n):
+    """With all signs alike p is 2/2^n, and Holm multiplies it by the 39 planned tests: ten seeds find nothing."""
+    plan = registration()
+    planned = len(plan.primary) * sum(c.kind == "difference" for c in plan.comparisons)
+    assert planned == 39
+    g = np.random.default_rng(n)
+    base = g.normal(0.5, 0.1, n)
+    for shift, sure in ((0.0, False), (0.2, True)):
+        arm = base + (shift if sure else np.resize([0.01, -0.01], n)) + g.normal(0, 1e-4, n)
+        runs = [answering(name, v) for name, v in (("dual_ppo", arm), ("similarity_mask", base))]
+        (works,) = [a for a in answers(runs, plan, "stress") if a.id == "works" and a.metric == "harm"]
+        could = 39 * 2 / 2**n < plan.level  # an oracle of its own: the p of all signs alike, times the tests
+        assert could == (n >= 11) == math.isfinite(works.mde)
+        expected = ("larger" if sure else "no difference found") if could else "too few seeds to tell"
+        assert works.verdict == expected, (n, works)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 15))
+def test_the_least_p_is_that_of_all_signs_alike(n):
+    assert paired_permutation([1.0] * n, [0.0] * n) == pytest.approx(least_p(n))
+
+
+def answering(method: str, values) -> dict:
+    """A run with the primary metrics all alike, two dialogues a seed."""
+    names = ("average_reward", "harm", "good")
+    results = [
+        {
+            "seed": i,
+            "test": dict.fromkeys(names, float(v)),
+            "dialogues": {"states": [1, 1]} | dict.fromkeys(names, [float(v)] * 2),
+        }
+        for i, v in enumerate(values)
+    ]
+    return {"method": method, "setting": "stress", "results": results}
+
+
+def test_a_paired_interval_is_of_the_same_dialogues():
+    arm, base = answering("a", [0.5, 0.7]), answering("b", [0.4, 0.5])
+    assert paired_interval(arm, base, "harm").value == pytest.approx(0.15)
+    other = answering("b", [0.4, 0.5])
+    other["results"][0]["dialogues"]["states"] = [2, 1]
+    with pytest.raises(DataError, match="other dialogues"):
+        paired_interval(arm, other, "harm")
+    for spoilt in (
+        None,
+        {},
+        {"states": [1, 1]},
+        {"states": [1, 1], "harm": [0.5]},
+        {"states": [1, 1], "harm": [None, 1]},
+    ):
+        other["results"][0]["dialogues"] = spoilt  # a seed without sums is left out, and one seed has no interval
+        found = paired_interval(arm, other, "harm")
+        assert found.n == 1 and found.value == pytest.approx(0.2) and math.isnan(found.low)

@@ -1,16 +1,27 @@
 """Every cell beside the printed one, settings never mixed, text escaped, files in every form."""
 
 import csv
+import io
 import math
+import time
+from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
+from dualppo.bench.candidates import SETTINGS
+from dualppo.bench.env import add_objective, make_envs
+from dualppo.bench.features import load_features
 from dualppo.papers import tables
 from dualppo.core.errors import DataError
+from dualppo.papers.stats import paired_interval
 from dualppo.methods.rows import all_methods, method
-from dualppo.exact.metrics import METRICS
+from dualppo.exact.metrics import METRICS, dialogue_sums, evaluate
 from dualppo.runs.execution import run_once
 from dualppo.runs.key import RECORD_SCHEMA, to_json
 from dualppo.runs.spec import PROFILES, Run
@@ -163,6 +174,20 @@ def test_runs_on_other_data_are_never_mixed(outputs):
     assert {r["data_sha256"] for r in tables.read_runs(outputs)} == {"a" * 64}
 
 
+def test_runs_on_other_data_are_said_to_be_left_out(outputs):
+    assert "Left out" not in tables.build_table("table2", tables.read_runs(outputs)).caption
+    others = [record("dpo", "clean", data="b" * 64, label="chat"), record("gold", "clean", data="c" * 64, label="chat")]
+    store(outputs, [*others, record("dpo", "stress", data="b" * 64, label="chat")])
+    said = (
+        f"Left out: 3 runs of this folder on other data, 2 on chat (sha256 {'b' * 12}); 1 on chat (sha256 {'c' * 12})."
+    )
+    tables.write_tables(outputs)
+    for name in ("table2", "table3", "graph1"):
+        for form in ("csv", "md", "tex", "html"):
+            assert said in (outputs / "tables" / f"{name}.{form}").read_text(encoding="utf-8")
+    assert said in tables.comparison_note(tables.read_runs(outputs), None, "quick")
+
+
 def test_broken_and_foreign_files_are_left_out(outputs):
     (outputs / "runs" / "quick" / "clean" / "dpo.json").write_text("{")
     (outputs / "runs" / "quick" / "clean" / "gold.json").write_text('{"schema": "other"}')
@@ -241,3 +266,257 @@ def test_runs_of_two_versions_of_the_bench_are_not_compared():
     for name in ("bench_sha256", "torch", "data_sha256"):
         with pytest.raises(DataError, match=f"differ in {name}"):
             paired(arm, arm | {name: "other"}, "good")
+
+
+def configured(name: str, seeds, config: dict, **more) -> dict:
+    """A run of some seeds in a configuration; its metrics are a function of both."""
+    made = record(name, "stress", seeds=0) | {"seeds": list(seeds), "config": {"method": config}} | more
+    shift = sum(map(ord, str(sorted(config.items())))) % 97 / 1000
+    made["results"] = [{"seed": s, "test": dict.fromkeys(METRICS, shift + s / 100)} for s in seeds]
+    return made
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sets(st.integers(0, 5), min_size=1),
+            st.fixed_dictionaries(
+                {
+                    "lr": st.sampled_from([1.25e-7, 1.2500000001e-7, 1e-3]),
+                    "weights": st.sampled_from([[0.5, 0.5], [1.0]]),
+                },
+                optional={"note": st.sampled_from(["a" * 60 + "b", "a" * 60 + "c", None])},
+            ),
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_a_row_is_one_configuration_over_each_of_its_seeds_once(runs):
+    """Against a count by hand: as many rows as configurations, and each seed counts once however often it was run."""
+    arms: dict[str, set[int]] = {}
+    for seeds, config in runs:
+        arms.setdefault(repr({k: v for k, v in sorted(config.items()) if v is not None}), set()).update(seeds)
+    apart = tables.apart([configured("sft", sorted(seeds), config) for seeds, config in runs])
+    assert len({r["method"] for r in apart}) == len(apart) == len(arms)
+    assert sorted(r["seeds"] for r in apart) == sorted(sorted(seeds) for seeds in arms.values())
+    table = tables.build_table("table2", apart)
+    assert sorted(row[-1] for row in table.rows) == sorted(str(len(seeds)) for seeds in arms.values())
+    assert all(len(row[0]) < 250 for row in table.rows)
+
+
+def test_the_same_seed_in_two_runs_counts_once(tmp_path):
+    """`--seeds 2` and then `--seeds 3` leave two records; the table has three seeds, not five."""
+    pair = [configured("sft", (0, 1), {"lr": 1}), configured("sft", (0, 1, 2), {"lr": 1})]
+    (found,) = tables.apart(pair)
+    assert found["seeds"] == [0, 1, 2] and tables.summarise([found])["stress", "sft", "good"].n == 3
+
+
+# ---- methods of somebody's own package
+
+
+@pytest.mark.parametrize("name", ["worst_first", "<b>bold</b> | $x$", "a@b", "x" * 5000, "Größe", "sft ", "@"])
+def test_a_method_that_is_not_installed_here_is_shown_by_its_name(outputs, name):
+    made = record("sft", "stress") | {"method": name, "title": "a title"}
+    path = outputs / "runs" / "quick" / "stress" / "stranger.json"
+    path.write_text(to_json(made))
+    records = tables.read_runs(outputs)
+    table = tables.build_table("table2", records, against="similarity")
+    shown = [row for row in table.rows if row[0] not in {m.title for m in all_methods().values()}]
+    assert (
+        len(shown) == 1
+        and len(shown[0][0]) <= 80
+        and shown[0][0][:20].startswith(tables.plain(name)[:5].split("@")[0].strip())
+    )
+    assert shown[0][table.columns.index(("stress", "Helpfulness %")) + 1].startswith("61.0")
+    for path in tables.write_tables(outputs, against="similarity"):
+        assert path.is_file()
+    frame = tables.compare(records, records, "table2")
+    tables.compare_table(frame, "table2", "", "stress")
+    assert "table2" in tables.shown_tables(records)
+
+
+def test_a_method_of_no_table_stands_in_table_2_beside_others(outputs):
+    runs = [record("wo_mask_bandit", "stress"), record("grpo", "stress")]
+    assert tables.shown_tables(runs) == ["table2", "table3"]
+    assert method("grpo").title in [row[0] for row in tables.build_table("table2", runs).rows]
+
+
+# ---- against a baseline
+
+
+def graded(name, seeds, gain=0.0, dialogues=12, draw=0, **more) -> dict:
+    """A run with sums per dialogue; `gain` over what the same seed draws for every method."""
+    g = np.random.default_rng(draw)
+    made = record(name, "stress", seeds=0) | {"seeds": list(seeds), "results": []} | more
+    for seed in seeds:
+        states = np.random.default_rng(seed).integers(1, 5, dialogues)
+        means = np.random.default_rng(100 + seed).uniform(0.2, 0.6, dialogues)
+        sums = {m: (states * (means + gain + g.normal(0, 0.01, dialogues))).tolist() for m in tables.SHOWN}
+        test = {m: sum(sums[m]) / int(states.sum()) for m in tables.SHOWN}
+        kept = {"states": states.tolist()} | sums
+        made["results"].append({"seed": seed, "test": dict.fromkeys(METRICS, 0.5) | test, "dialogues": kept})
+    return made
+
+
+def test_the_paired_difference_to_a_baseline_stands_in_every_row(tmp_path):
+    runs = [
+        graded("similarity", range(4)),
+        graded("sft", range(4), 0.1, draw=1),
+        graded("dpo", (1, 2), -0.05, draw=2),
+    ]
+    table = tables.build_table("table2", runs, "similarity")
+    group = tables.minus("stress", "similarity")
+    at = {label: table.columns.index((group, label)) + 1 for label, _ in tables.SHOWN.values()}
+    rows = {row[0]: row for row in table.rows}
+    found = paired_interval(runs[1], runs[0], "good")
+    by_hand = np.mean([a["test"]["good"] - b["test"]["good"] for a, b in zip(runs[1]["results"], runs[0]["results"])])
+    assert found.value == pytest.approx(by_hand) and found.low < 0.1 < found.high
+    told = f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    assert rows["SFT"][at["Helpfulness %"]] == told
+    # the marginal intervals overlap, and the paired one does not hold zero: why the column is there
+    one, two = (tables.summarise(runs)["stress", name, "good"] for name in ("sft", "similarity"))
+    assert one.mean - one.half < two.mean + two.half and found.low > 0
+    fewer = paired_interval(runs[2], runs[0], "average_reward")
+    assert rows["DPO"][at["Avg. reward"]] == f"{fewer.value:+.3f} [{fewer.low:+.3f}, {fewer.high:+.3f}]"
+    assert {rows[method("similarity").title][i] for i in at.values()} == {"–"}
+    assert "Differences: paired with Similarity (untrained start)" in table.caption
+    store(tmp_path, runs)
+    tables.write_tables(tmp_path, against="similarity")
+    assert told in (tmp_path / "tables" / "table2.csv").read_text()
+    assert (
+        told.replace("[", "{[}").replace("]", "{]}").replace("%", r"\%")
+        in (tmp_path / "tables" / "table2.tex").read_text()
+    )
+    assert told in (tmp_path / "tables" / "table2.html").read_text()
+
+
+def test_what_cannot_be_paired_is_left_open():
+    base = graded("similarity", range(3))
+    other = graded("dpo", range(3), 0.1, torch="another")
+    elsewhere = graded("gold", range(3), 0.1, dialogues=13)
+    no_sums = record("oracle", "stress")
+    no_seed_shared = graded("random", (7, 8), 0.1)
+    one_shared = graded("sft", (2, 9), 0.1)
+    runs = [base, other, elsewhere, no_sums, no_seed_shared, one_shared]
+    table = tables.build_table("table2", runs, "similarity")
+    at = table.columns.index((tables.minus("stress", "similarity"), "Helpfulness %")) + 1
+    rows = {row[0]: row[at] for row in table.rows}
+    assert rows.pop("SFT").endswith(" (n = 1)") and set(rows.values()) == {"–"}
+    with pytest.raises(DataError, match="'simlarity' to compare with; did you mean similarity"):
+        tables.build_table("table2", runs, "simlarity")
+    clean = record("sft", "clean")
+    assert tables.build_table("table2", [*runs, clean], "similarity").rows  # the baseline has not run there
+
+
+# ---- data of one's own
+
+
+def own(name: str, setting: str, **more) -> dict:
+    made = record(name, setting, label="chat", data="d" * 64)
+    return made | {"data": made["data"] | {"source": "our tickets, given by the user: internal"}} | more
+
+
+def test_own_data_have_no_printed_and_no_published_value_beside_them(tmp_path, outputs):
+    mine = tmp_path / "mine"
+    store(mine, [own(n, s) for n in NAMES for s in ("clean", "stress")], "quick-chat-dddddddd")
+    written = tables.write_tables(mine, "quick-chat-dddddddd", outputs)
+    records = tables.read_runs(mine, "quick-chat-dddddddd")
+    published = tables.published_runs(outputs, "quick-chat-dddddddd")
+    texts = [path.read_text(encoding="utf-8") for path in written if path.suffix in (".csv", ".md", ".tex", ".html")]
+    values = [v for rows in tables.PAPER.values() for row in rows.values() for v in row]
+    assert published and "78.4 ± 3.9" in values and len(texts) > 10
+    for text in texts:
+        for value in values:  # what the paper prints with its ± can stand nowhere by chance
+            assert "±" not in value or value not in text
+        assert "Wizard of Wikipedia" not in text and "⚑" not in text and "the paper does not say" not in text
+    table = tables.build_table("table2", records)
+    assert [group for group, _ in table.groups] == ["clean", "stress", ""]
+    assert "Source: our tickets, given by the user: internal." in table.caption
+    assert not [path for path in written if "compared" in path.name]
+    frame = tables.compare(published, records, "table2")
+    assert set(frame.printed) == set(frame.published) == {"–"} and frame.outside.isna().all()
+    assert tables.summary_line(frame) == "No published cell to compare with."
+    assert (
+        tables.comparison_note(records, outputs, "quick") == tables.caption(records) and tables.findings(records) == []
+    )
+    assert tables.shown_folder(mine) == "quick-chat-dddddddd"
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "papers"),
+    [
+        ("embedded", None, True),
+        ("embedded", "Derived numbers only, no text. Wizard of Wikipedia (Dinan et al. 2019), CC-BY-4.0.", True),
+        ("wow-1234", "Derived numbers only, no text. Wizard of Wikipedia (Dinan et al. 2019), CC-BY-4.0.", True),
+        ("embedded", "mine.json, given by the user: no licence stated", False),
+        ("mine", None, False),
+        ("mine", "", False),
+        ("both", "Wizard of Wikipedia (Dinan et al. 2019), CC-BY-4.0; more.json, given by the user: CC0", False),
+    ],
+)
+def test_whose_data_they_are_is_read_from_their_attribution(name, source, papers):
+    made = record("sft", "clean", label=name)
+    made["data"] |= {} if source is None else {"source": source}
+    assert tables.papers_data([made]) is papers
+
+
+# ---- any number of objectives
+
+
+@pytest.fixture(scope="module")
+def three(toy):
+    """The test states of the toy features with a third objective, and with one alone."""
+    env = make_envs(load_features(toy), SETTINGS["clean"], 0).test
+    more = add_objective(env, "polite & kind", lambda e: torch.linspace(0, 1, e.cand.numel()).reshape(e.cand.shape))
+    return {1: replace(env, reward=env.reward[..., 1:], objectives=("safe",)), 2: env, 3: more}
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_every_objective_has_a_column_by_its_name(k, three, tmp_path):
+    env = three[k]
+    log_probs = torch.full(env.cand.shape, 1 / env.cand.shape[1]).log()
+    dialogues = dialogue_sums(log_probs, env)
+    expected = {name: env.reward[..., i].mean(1).mean().item() for i, name in enumerate(env.objectives)}
+    metrics = {m: None if v != v else v for m, v in evaluate(log_probs, env).items()}
+    made = [record(n, "clean", seeds=2, label="mine") for n in ("random", "sft")]
+    for r in made:
+        r["results"] = [{"seed": i, "test": metrics, "dialogues": dialogues} for i in range(2)]
+    store(tmp_path, made)
+    records = tables.read_runs(tmp_path)
+    table = tables.build_table("table2", records, "random")
+    names = {1: ["safe"], 2: [], 3: ["help", "polite & kind", "safe"]}[k]
+    assert [label for group, label in table.columns if group == "clean"] == [
+        *(v[0] for v in tables.SHOWN.values()),
+        *names,
+    ]
+    for name in names:
+        cell = table.rows[0][table.columns.index(("clean", name)) + 1]
+        assert float(cell.split(" ±")[0]) == pytest.approx(expected[name], abs=1e-3)
+    tables.write_tables(tmp_path)
+    read = {
+        form: (tmp_path / "tables" / f"table2.{form}").read_text(encoding="utf-8") for form in ("csv", "tex", "html")
+    }
+    escaped = {"csv": str, "tex": tables.tex_safe, "html": lambda text: text.replace("&", "&amp;")}
+    assert all(f"{escaped[form](name)}" in read[form] for form in read for name in names)
+    frame = pd.read_csv(io.StringIO(read["csv"]), comment="#")
+    assert all(f"clean {name}" in frame for name in names)
+    wide = pd.read_csv(tmp_path / "tables" / "table2_wide.csv")
+    assert all(wide[f"objective {name}"][0] == pytest.approx(expected[name], abs=1e-4) for name in names)
+    assert ("every objective under its name (" + ", ".join(names) in table.caption) == bool(names)
+    assert ("the mean of the objectives" in table.caption) == (k == 1)
+
+
+# ---- long names
+
+
+def test_a_name_of_data_of_200_kilobytes_is_cut(tmp_path):
+    long = record("sft", "clean", label="x <b>" * 40_000)
+    long["data"]["source"] = "y " * 100_000
+    store(tmp_path, [long | {"profile": "z" * 200_000}])
+    clock = time.perf_counter()
+    written = tables.write_tables(tmp_path)
+    assert time.perf_counter() - clock < 10  # it took 20 seconds
+    assert all(path.stat().st_size < 300_000 for path in written if path.suffix != ".png")
+    assert "…" in tables.caption(tables.read_runs(tmp_path)) and len(tables.caption(tables.read_runs(tmp_path))) < 1600

@@ -193,7 +193,7 @@ def rows_of(module: ModuleType) -> list[Method]:
         return [_row(**row) for row in text["row"]]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError, LookupError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{path}: is no row file ({error}); each [[row]] needs name, title, about and config."
         ) from None
@@ -210,6 +210,8 @@ def _row(
     paper: str | None = None,
 ) -> Method:  # noqa: B006
     "A row from a row file; `config` is the registered name of a configuration, `change` its fields."
+    if not all(isinstance(said, str) for said in (name, title, about, config, paper or "", *tables)):
+        raise TypeError("name, title, about, config, tables and paper are texts")
 
     def read(value: Any) -> Any:
         if isinstance(value, Mapping):  # the configuration of another method

@@ -136,7 +136,7 @@ def load_ambiguities(path: Path | None = None) -> tuple[Ambiguity, ...]:
     text = read_text(path)
     try:
         items = tomllib.loads(text).get("ambiguity")
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: broken TOML ({error}); correct the file.") from None
     if not isinstance(items, list) or not items:
         raise DataError(f"{path}: holds no entry; each begins with [[ambiguity]].")

@@ -177,7 +177,7 @@ def cluster_intervals(
 ) -> Tensor:
     """95 % intervals `[2, m]` of the means of `[n, m]` values, dialogues `[n]` drawn anew.
 
-    `shares=True`: exact for a column of zeros or ones.
+    `shares=True`: exact for a column of zeros or ones. Undefined (nan) over fewer than two dialogues.
     """
     ids = torch.unique(dialogue, return_inverse=True)[1]
     states = torch.bincount(ids)
@@ -185,6 +185,8 @@ def cluster_intervals(
     sums = torch.zeros(c, values.shape[1], dtype=torch.double).index_add_(0, ids, values.double())
     times = times_drawn(c, draws, np.random.default_rng(seed)).astype(float)
     ends = torch.from_numpy(np.quantile(drawn_means(times, sums.numpy(), states.numpy()), [0.025, 0.975], axis=0))
+    if c < 2:
+        ends[:] = torch.nan
     for share in (0, 1) if shares else ():
         ends[:, (values == share).all(0)] = torch.tensor(clopper_pearson(share * c, c), dtype=torch.double)[:, None]
     return ends
@@ -245,23 +247,16 @@ def judges_by_replies(table: pd.DataFrame, column: str) -> pd.DataFrame:
 def verdict_table(table: pd.DataFrame, honest: str, control: str = "human") -> pd.DataFrame:
     """Judges × planted replies: a share of states, its 95 % interval and the verdict in one cell.
 
-    The share is of states in which the planted reply is preferred to the control.
+    The share is of states in which the planted reply is preferred to the control; – where one of them is missing or
+    is no number.
     """
     shown = table[~table.reply.isin(("human", honest))]
-
-    def text(r):
-        return (
-            "–"
-            if np.isnan(r[f"over_{control}"])
-            else "{:.2f} [{:.2f}, {:.2f}] {}".format(
-                *(
-                    r[f"{part}_{control}{end}"]
-                    for part, end in (("over", ""), ("over", "_low"), ("over", "_high"), ("verdict", ""))
-                )
-            )
-        )
-
-    return judges_by_replies(shown.assign(cell=shown.apply(text, axis=1)), "cell")
+    share, low, high = (pd.to_numeric(shown[f"over_{control}{end}"], "coerce") for end in ("", "_low", "_high"))
+    cells = [
+        "–" if np.isnan([mean, below, above]).any() else f"{mean:.2f} [{below:.2f}, {above:.2f}] {word}"
+        for mean, below, above, word in zip(share, low, high, shown[f"verdict_{control}"].fillna(""))
+    ]
+    return judges_by_replies(shown.assign(cell=cells), "cell")
 
 # %% ../../nbs/papers/37_hacks.ipynb #831776ab
 def tutorial_exam(

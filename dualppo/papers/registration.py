@@ -65,7 +65,7 @@ def read_registration(text: str) -> Registration:
             tuple(Comparison(**c) for c in d["comparisons"]),
             texts,
         )
-    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"this is not a registration: {error}; see dualppo/assets/registration.toml.") from None
 
 

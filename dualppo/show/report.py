@@ -8,7 +8,7 @@ __all__ = ['TEMPLATES', 'STYLE', 'SCRIPT', 'VERDICTS', 'LEDGER_COLUMNS', 'PAPER_
            'arithmetic_html', 'png_size', 'picture', 'pictures', 'drawn', 'study_figures', 'molma_html',
            'discrepancies', 'log_html', 'method_html', 'score_blocks', 'graders_html', 'hacks_html', 'read_frame',
            'machine', 'machine_sections', 'data_html', 'manifest_html', 'cite_html', 'Section', 'Page', 'render',
-           'gather', 'numbers_of', 'compared_html', 'write_report']
+           'gather', 'own_page', 'numbers_of', 'compared_html', 'write_report']
 
 # %% ../../nbs/show/3b_report.ipynb #97661e88
 import base64
@@ -56,11 +56,13 @@ from dualppo.papers.tables import (
     figures_folder,
     findings,
     graph1_table,
+    papers_data,
     plain,
     published_runs,
     records_at,
     read_runs,
     settings_of,
+    short,
     shown_folder,
     shown_tables,
     summarise,
@@ -151,7 +153,10 @@ def decimals(frame: pd.DataFrame) -> pd.DataFrame:
         return pd.api.types.is_float_dtype(c) and (c[c != 0].abs().min() >= .001 or not c.any())
 
     shown = {name: [signed(f"{x:.3f}") if x == x else None for x in c] for name, c in frame.items() if fine(c)}
-    return frame.astype(object).assign(**shown)
+    out = frame.astype(object)
+    for name, column in shown.items():
+        out[name] = column
+    return out
 
 # %% ../../nbs/show/3b_report.ipynb #db7a5883
 VERDICTS: dict[Verdict, tuple[str, str]] = {
@@ -223,8 +228,9 @@ def pictures(folder: Path, records: Sequence[Mapping]) -> Markup:
 def _caption(path: Path, records: Sequence[Mapping]) -> tuple[str, str]:
     "Title and note of a picture: Graph 1's are known, others have a text file beside them or only their name."
     if path.stem == "graph1" and records:
-        return graph1_table(records).title, ("One panel per setting; bars are means over seeds with their intervals, "
-                                             "hollow diamonds the printed values. Table 2 has the same numbers.")
+        return graph1_table(records).title, ("One panel per setting; bars are means over seeds with their intervals"
+                                             f"{', hollow diamonds the printed values' * papers_data(records)}. "
+                                             "Table 2 has the same numbers.")
     beside = path.with_suffix(".txt")
     return path.stem.replace("_", " ").capitalize(), read_text(beside) if beside.is_file() else ""
 
@@ -354,10 +360,22 @@ def graders_html(outputs: Path) -> Markup:
 
 
 def hacks_html(frame: pd.DataFrame) -> Markup:
-    "Judges × planted replies for each exam and control, then every number; a frame of another form as it is."
+    """Judges × planted replies for each exam and control, then every number; a frame of another form as it is.
+
+    A row that does not say which exam, judge and reply it is about is among the numbers only. Raises DataError if two
+    rows of the same are there.
+    """
     tables = []
-    columns = {"data", "judge", "reply", "honest", "states", "dialogues", "verdict_human", "verdict_honest"}
-    for exam, rows in frame.groupby("data", sort=False) if columns <= set(frame) else ():
+    columns = {"data", "judge", "reply", "honest", "states", "dialogues"}
+    columns |= {f"{part}_{who}" for who in ("human", "honest") for part in ("over", "verdict")}
+    columns |= {f"over_{who}_{end}" for who in ("human", "honest") for end in ("low", "high")}
+    named = frame.dropna(subset=["data", "judge", "reply"]) if columns <= set(frame) else frame.head(0)
+    for exam, rows in named.groupby("data", sort=False) if len(named) else ():
+        if (twice := rows[rows.duplicated(["judge", "reply"])]).size:
+            raise DataError(
+                f"judge_hacks.csv: judge {short(str(twice.judge.iloc[0]))!r} is asked about reply "
+                f"{short(str(twice.reply.iloc[0]))!r} twice; write the file again."
+            )
         first = rows.iloc[0]
         for control, who in (("human", "the human's own reply"), ("honest", f"the honest variant ({first.honest})")):
             note = (f"Share of states in which the judge prefers the planted reply to {who}, 95 % interval over "
@@ -401,8 +419,8 @@ def machine_sections(published: Path) -> dict[str, str]:
 def data_html(records: Sequence[Mapping]) -> Markup:
     "The data of the runs: name, hash, size, sources."
     data = records[0]["data"]
-    facts = [("features", data["name"]), ("sha256", f"`{data['sha256']}`"), ("exchanges", data["exchanges"]),
-             ("dialogues", data["dialogues"]), ("sources", data.get("source", ""))]
+    facts = [("features", short(data["name"])), ("sha256", f"`{data['sha256']}`"), ("exchanges", data["exchanges"]),
+             ("dialogues", data["dialogues"]), ("sources", short(str(data.get("source") or ""), 400))]
     return fill("parts.facts", [*facts, *machine(records)])
 
 # %% ../../nbs/show/3b_report.ipynb #0f135681
@@ -453,11 +471,15 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    "What `render` lays out: what was found, for the abstract; figures (label, value); the sections in order."
+    """What `render` lays out: what was found, for the abstract; figures (label, value); the sections in order.
+
+    `own`: the name of the data if it is somebody's own.
+    """
 
     findings: tuple[Markup, ...] = ()
     numbers: tuple[tuple[str, object], ...] = ()
     sections: tuple[Section, ...] = ()
+    own: str = ""
 
 # %% ../../nbs/show/3b_report.ipynb #4903f766
 def render(page: Page) -> str:
@@ -469,9 +491,11 @@ def render(page: Page) -> str:
 def gather(outputs: Path, published: Path | None, folder: str) -> Page:
     """Everything that a folder of outputs holds, as a page with the tables of one profile; what is missing is left out.
 
-    Raises DataError if a file that is there cannot be read.
+    Of runs on own data these alone. Raises DataError if a file that is there cannot be read.
     """
     records = read_runs(outputs, folder) if records_at(outputs, folder) else []
+    if records and not papers_data(records):
+        return own_page(outputs, folder, records)
     log, tuning = discrepancies(outputs), outputs / "tuning.csv"
     bodies = [
         ("claims", "Claims ledger", ledger_html(*claims) if any(claims := read_ledger(outputs)) else Markup()),
@@ -493,6 +517,23 @@ def gather(outputs: Path, published: Path | None, folder: str) -> Page:
     ]
     found = tuple(map(prose, findings(records))) if records else (text(NOT_YET),)
     return Page(found, numbers_of(records), tuple(Section(*body) for body in bodies if body[2]))
+
+# %% ../../nbs/show/3b_report.ipynb #93909d5a
+def own_page(outputs: Path, folder: str, records: Sequence[Mapping]) -> Page:
+    "The page of runs on own data: nothing that the paper prints, nothing published, the data's own attribution."
+    data = records[0]["data"]
+    terms = fill("sections.own_licence", short(data["name"]), short(str(data.get("source") or ""), 400))
+    bodies = [
+        *_tables(records),
+        ("figures", "Figures", pictures(figures_folder(outputs, folder), records)),
+        ("method", "Method", method_html(records)),
+        ("data", "Data and machine", data_html(records)),
+        ("cite", "How to cite", cite_html()),
+        ("licence", "Licence and attribution", terms),
+    ]
+    sections = tuple(Section(*body) for body in bodies if body[2])
+    return Page((), numbers_of(records), sections, short(data["name"]))
+
 
 # %% ../../nbs/show/3b_report.ipynb #40921e9a
 def _tables(records: Sequence[Mapping]) -> Iterator[tuple[str, str, Markup]]:
