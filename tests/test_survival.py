@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from dualppo import cli
 from dualppo.runs import execution, jobs, parallel
 from dualppo.runs.codehash import definitions_sha256, reached
+from dualppo.core import files
 from dualppo.core.errors import DataError
 from dualppo.core.files import SCRATCH, atomic_write, read_sealed
 from dualppo.runs.jobs import affordable_workers, at_work, lock, sweep
@@ -446,6 +447,19 @@ def test_no_flipped_bit_of_a_checkpoint_reaches_a_result(toy, tmp_path, which, p
     again = run_once(short, folder, lambda row: told.append(row["seed"]))
     assert canonical(again) == canonical(execute(short)) and told
     assert without_policies(job_path(folder, short).parent) == [job_path(folder, short).name]
+
+
+def test_a_file_that_a_sweep_takes_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    taken, real = [], files.fcntl.flock
+
+    def late(file, how):
+        if len(taken) < 2 and not isinstance(file, int):
+            taken.extend(sweep(tmp_path))
+        real(file, how)
+
+    monkeypatch.setattr(files.fcntl, "flock", late)
+    atomic_write(tmp_path / "result", b"whole")
+    assert (tmp_path / "result").read_bytes() == b"whole" and len(taken) == 2
 
 
 def test_a_checkpoint_of_other_code_is_not_found_and_goes_in_the_end(tmp_path):

@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .errors import DataError, _bad
 
@@ -45,6 +45,17 @@ SCRATCH = (
 )
 
 
+def _unfinished(path: Path) -> IO[bytes]:
+    "A new locked file beside `path`; where a sweep took it before it was locked, another one."
+    while True:
+        file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{SCRATCH}{path.name[:40]}.", delete=False)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_SH)
+        if os.path.exists(file.name):
+            return file
+        file.close()
+
+
 def atomic_write(path: str | Path, content: str | bytes) -> None:
     """Write `content` to `path` whole or not at all (folders are made); raises `DataError` when it cannot be written.
 
@@ -54,10 +65,8 @@ def atomic_write(path: str | Path, content: str | bytes) -> None:
     data = content.encode() if isinstance(content, str) else content
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{SCRATCH}{path.name[:40]}.", delete=False) as f:
+        with _unfinished(path) as f:
             temporary = Path(f.name)
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(f, fcntl.LOCK_SH)
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
