@@ -58,6 +58,7 @@ from dualppo.papers.tables import (
     narrowed,
     papers_data,
     per_seed,
+    plain,
     published_runs,
     read_runs,
     records_at,
@@ -440,23 +441,19 @@ def print_tables(
     written = write_tables(outputs, folder, published, against) + write_molma(outputs, folder)
     records = read_runs(outputs, folder)
     theirs, settings = published_runs(published, folder), settings_of(summarise(records))
+    own = not papers_data(records)
     for name in shown_tables(records):
-        full = build_table(name, records, against)
-        if papers_data(records):
+        if not own:
             frame = compare(theirs, records, name)
             by_metric = [frame[frame.metric == metric] for metric in dict.fromkeys(frame.metric)]
             for part in [frame] if console.width >= WIDE else by_metric:
                 for setting in dict.fromkeys(part.setting):
                     show_table(compare_table(part, name, "", setting), console)
             console.print(summary_line(frame))
-        else:
-            for part in by_group(full, settings):
-                show_table(part, console)
-        if against:
-            for part in by_group(full, [minus(setting, against) for setting in settings]):
-                show_table(part, console)
-    note = comparison_note(records, published, folder)
-    console.print(Text(caption(records, against) + note.removeprefix(caption(records)), style="dim"))
+        groups = (settings if own else []) + ([minus(setting, against) for setting in settings] if against else [])
+        for part in by_group(build_table(name, records, against), groups) if groups else ():
+            show_table(part, console)
+    console.print(Text(comparison_note(records, published, folder, against), style="dim"))
     places = sorted({path.parent for path in written})
     console.print(Text("Written to " + ", ".join(map(str, places))))
 
@@ -589,13 +586,17 @@ def _rank(args: Rank, console: Console) -> int:
     replies = [line for line in read_text(args.replies).splitlines() if line.strip()]
     harm = ToxBlock() if args.mask else None
     ranker = load_ranker(args.policy, MiniLM().encode, encoder_identity()["sha256"], harm)
+    if harm and ranker.form.mask_harm != harm.name:
+        raise DataError(
+            f"{args.policy}: its mask was made by the estimator {ranker.form.mask_harm!r}, and only {harm.name!r} is "
+            "here to estimate the harm of a text; keep all replies with --no-mask."
+        )
     frame = ranker.rank(args.query, args.knowledge, replies)
-    out = RichTable(pad_edge=False)
-    for label in frame.columns:
-        out.add_column(str(label), overflow="fold")
-    for row in frame.itertuples(index=False):
-        out.add_row(*(f"{value:.4f}" if isinstance(value, float) else Text(str(value)) for value in row))
-    console.print(out)
+    rows = [
+        [f"{value:.4f}" if isinstance(value, float) else plain(str(value)) for value in row]
+        for row in frame.itertuples(index=False)
+    ]
+    show("", list(frame.columns), rows, console)
     return 0
 
 

@@ -20,7 +20,8 @@ from dualppo.bench.features import load_features
 from dualppo.core.errors import DataError
 from dualppo.losses.weights import balances
 from dualppo.methods.ppo import PPOConfig
-from dualppo.policies.stored import StateForm, load_ranker, save_policy
+from dualppo.policies.stored import StateForm, load_policy, load_ranker, save_policy
+from dualppo.text.encoders import encoder_identity
 from dualppo.policies.policy import make_policy
 from dualppo.runs.execution import run_once
 from dualppo.runs.records import job_path, policy_path
@@ -28,6 +29,7 @@ from dualppo.runs.spec import run_from
 from toys import encode
 
 ROOT = Path(__file__).resolve().parent.parent
+MINILM = tuple(encoder_identity().values())
 SMALL = {"epochs": 1, "inner_epochs": 1, "dialogues_per_epoch": 20}
 
 PACKAGE = re.search(  # the example of CONTRIBUTING.md
@@ -130,7 +132,8 @@ def test_rank_refuses_what_it_cannot_rank(tmp_path):
     save_policy(policy, bare := tmp_path / "bare.safetensors")
     with pytest.raises(DataError, match="does not say what its states were made of"):
         load_ranker(bare, encode, "0")
-    save_policy(policy, full := tmp_path / "full.safetensors", StateForm(("query", "knowledge"), "toy", "0", 0.5))
+    form = StateForm(("query", "knowledge"), "toy", "0", 0.5, "rude")
+    save_policy(policy, full := tmp_path / "full.safetensors", form)
     with pytest.raises(DataError, match="not of the encoder given"):
         load_ranker(full, encode, "1")
     with pytest.raises(DataError, match="two replies or more"):
@@ -142,11 +145,16 @@ def test_rank_on_the_command_line(tmp_path):
     run_once(run, tmp_path)
     (tmp_path / "replies.txt").write_text("I like dogs, too.\nThe moon is far away.\nYou are an idiot.\n")
     command = ["rank", str(policy_path(job_path(tmp_path, run), 0)), "--query", "Do you like dogs?", "--knowledge"]
-    done = dualppo([*command, "Dogs are pets.", "--replies", str(tmp_path / "replies.txt")], dict(os.environ), ROOT)
+    env = dict(os.environ)
+    done = dualppo([*command, "Dogs are pets.", "--replies", str(tmp_path / "replies.txt")], env, ROOT)
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith("│")]
     first, last = rows[0], rows[-1]
     assert "dogs" in first and "idiot" in last and "False" in last and "0.0000" in last
+    policy = load_policy(Path(command[1]))
+    save_policy(policy, other := tmp_path / "other.safetensors", StateForm(("query",), *MINILM, 0.5, "mine"))
+    done = dualppo(["rank", str(other), *command[2:], "", "--replies", str(tmp_path / "replies.txt")], env, ROOT)
+    assert done.returncode == 2 and "mask was made by the estimator 'mine'" in done.stderr
 
 
 def test_gymnasium_and_stable_baselines_accept_the_environment(stress):

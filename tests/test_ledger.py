@@ -22,7 +22,7 @@ from dualppo.papers.ledger import (
 )
 from dualppo.methods.rows import all_methods
 from dualppo.papers.registration import Analysis, registration
-from dualppo.papers.stats import Answer, Estimate, answers, detectable
+from dualppo.papers.stats import Answer, Estimate, Finding, answers, detectable
 
 
 def record(method: str, values: np.ndarray, setting: str = "stress") -> dict:
@@ -129,14 +129,7 @@ def test_runs_that_were_not_registered_are_marked(base):
 def test_a_verdict_is_one_of_the_words(base):
     words = set(get_args(Verdict))
     assert {"reproduced", "direction only", "not reproducible as specified", "contradicted by its own table"} <= words
-    told = (
-        "larger",
-        "smaller",
-        "no difference found",
-        "too few seeds to tell",
-        "equivalent",
-        "not shown to be equivalent",
-    )
+    told = get_args(Finding)
     assert {
         verdict_on(sign, Answer("x", "stress", "harm", Estimate(0.5, 0.4, 0.6, 20), 0.2, 0.2, 0.9, word))
         for word in told

@@ -436,6 +436,12 @@ def readme() -> str:
     return (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_readme_names_modules_that_there_are():
+    named = re.findall(r"^\| `[0-9a-f]{2}`.*\| ([^|]+) \|$", readme(), flags=re.M)
+    modules = {name for column in named for name in re.findall(r"`(\w+)`", column)}
+    assert len(modules) > 40 and modules <= {path.stem for path in MODULES}
+
+
 def test_readme_numbers_are_generated():
     from readme import blocks, filled
 

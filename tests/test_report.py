@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from jinja2 import UndefinedError
 from test_tables import NAMES, own, record, store
 
+from dualppo.cli import main
 from dualppo.papers import tables
 from dualppo.show import report
 from dualppo.core.errors import DataError
@@ -458,6 +459,17 @@ def test_the_published_page_is_small_and_sound():
     assert page.count("Judges and planted hacks") >= 4 and re.search(
         r"0\.\d\d \[0\.\d\d, 0\.\d\d\] resists", page
     )  # two exams, two controls
+
+
+def test_the_published_page_and_ledger_are_what_the_code_gives(tmp_path):
+    """All but the pictures, whose bytes depend on the fonts of a machine."""
+    made = tmp_path / "published"
+    shutil.copytree(PUBLISHED, made)
+    assert main(["report", "--outputs", str(made)]) == 0
+    assert (made / "claims.json").read_bytes() == (PUBLISHED / "claims.json").read_bytes()
+    texts = ((at / "report.html").read_text(encoding="utf-8") for at in (made, PUBLISHED))
+    pages = (re.sub(r"data:image/[^\"]+", "", text) for text in texts)
+    assert len(set(pages)) == 1, "outputs/published/report.html is stale: dualppo report --outputs outputs/published"
 
 
 # ---- colours

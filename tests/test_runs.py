@@ -95,44 +95,37 @@ def edited(folder: Path, name: str, old: str, new: str) -> None:
     os.utime(path, ns=(0, 0))
 
 
-@pytest.mark.parametrize(
-    ("name", "old", "new"),
-    [
-        ("ppo", "def weight_signal", "# a comment\ndef weight_signal"),
-        ("ppo", '"Steps (a) to (f)."', '"Another docstring."'),
-        ("cli", "WIDE = 130", "WIDE = 131"),
-        ("tables", "def ", "def _more():\n    return 1\n\n\ndef "),
-        ("methods/grpo", "sum_first", "first_sum"),
-        ("baselines", "beta: Positive = 0.1", "beta: Positive = 0.2"),
-        ("weights", "largest: float = 50.0", "largest: float = 40.0"),  # of a rule that it does not use
-        ("download", "def download_official", "def _unused():\n    return 2\n\n\ndef download_official"),
-    ],
-)
-def test_code_hash_ignores_what_the_run_does_not_execute(tmp_path, name, old, new):
-    folder = package_copy(tmp_path)
-    before = key.code_sha256(method("dual_ppo"), folder)
-    edited(folder, name, old, new)
-    assert key.code_sha256(method("dual_ppo"), folder) == before
+IGNORED = [
+    ("ppo", "def weight_signal", "# a comment\ndef weight_signal"),
+    ("ppo", '"Steps (a) to (f)."', '"Another docstring."'),
+    ("cli", "WIDE = 130", "WIDE = 131"),
+    ("gym", "self.ahead = list(", "self.ahead = 1 * list("),  # nothing of the house steps through it
+    ("tables", "def ", "def _more():\n    return 1\n\n\ndef "),
+    ("methods/grpo", "sum_first", "first_sum"),
+    ("baselines", "beta: Positive = 0.1", "beta: Positive = 0.2"),
+    ("weights", "largest: float = 50.0", "largest: float = 40.0"),  # of a rule that it does not use
+    ("download", "def download_official", "def _unused():\n    return 2\n\n\ndef download_official"),
+]
+SEEN = [
+    ("ppo", "inner_epochs: Count = 4", "inner_epochs: Count = 5"),
+    ("metrics", "GOOD_COSINE = 0.5", "GOOD_COSINE = 0.6"),
+    ("masking", "MINUS_INFINITY = -1e9", "MINUS_INFINITY = -1e8"),
+    ("weights", "smallest: float = 0.05", "smallest: float = 0.04"),
+    ("candidates", "twin: Cosine = 0.95", "twin: Cosine = 0.9"),
+    ("base", "self.epoch += 1", "self.epoch += 2"),
+    ("stacked", "common = min(", "common = max("),
+    ("surrogate", "return (log_probs.exp()", "return -(log_probs.exp()"),
+]
 
 
 @pytest.mark.parametrize(
-    ("name", "old", "new"),
-    [
-        ("ppo", "inner_epochs: Count = 4", "inner_epochs: Count = 5"),
-        ("metrics", "GOOD_COSINE = 0.5", "GOOD_COSINE = 0.6"),
-        ("masking", "MINUS_INFINITY = -1e9", "MINUS_INFINITY = -1e8"),
-        ("weights", "smallest: float = 0.05", "smallest: float = 0.04"),
-        ("candidates", "twin: Cosine = 0.95", "twin: Cosine = 0.9"),
-        ("base", "self.epoch += 1", "self.epoch += 2"),
-        ("stacked", "common = min(", "common = max("),
-        ("surrogate", "return (log_probs.exp()", "return -(log_probs.exp()"),
-    ],
+    ("name", "old", "new", "seen"), [(*edit, False) for edit in IGNORED] + [(*edit, True) for edit in SEEN]
 )
-def test_code_hash_sees_what_the_run_executes(tmp_path, name, old, new):
+def test_code_hash_sees_what_the_run_executes_and_nothing_else(tmp_path, name, old, new, seen):
     folder = package_copy(tmp_path)
     before = key.code_sha256(method("dual_ppo"), folder)
     edited(folder, name, old, new)
-    assert key.code_sha256(method("dual_ppo"), folder) != before
+    assert (key.code_sha256(method("dual_ppo"), folder) != before) == seen
 
 
 def test_code_hash_belongs_to_the_trainer(tmp_path):

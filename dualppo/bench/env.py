@@ -8,6 +8,7 @@ __all__ = ['Representation', 'Block', 'Blocks', 'Objectives', 'ObjectiveFunction
            'with_objectives', 'add_objective']
 
 # %% ../../nbs/bench/08_env.ipynb #49f649bf
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
@@ -76,9 +77,8 @@ class Env:
 
         See `dualppo.bench.gym`. Raises DataError if gymnasium is not installed.
         """
-        from dualppo.bench.gym import DialogueEnv
-
-        return DialogueEnv(self, weights, t_max)
+        # by name: no run steps through it, so that it shall be in no run's key
+        return importlib.import_module("dualppo.bench.gym").DialogueEnv(self, weights, t_max)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -97,7 +96,7 @@ def read_sealed(path: Path) -> bytes | None:
     if hashlib.sha256(whole[32:]).digest() == whole[:32]:
         return whole[32:]
     aside = path.with_name(f"{path.name}.damaged")
-    with suppress(OSError):
+    with contextlib.suppress(OSError):
         os.replace(path, aside)
     print(f"dualppo: {path}: is damaged; it was renamed to {aside.name}, and its run starts anew.", file=sys.stderr)
     return None

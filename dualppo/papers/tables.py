@@ -885,20 +885,23 @@ def published_runs(published: Path | None, folder: str) -> list[dict] | None:
     return None
 
 
-def comparison_note(records: Sequence[Mapping], published: Path | None, folder: str) -> str:
+def comparison_note(
+    records: Sequence[Mapping], published: Path | None, folder: str, against: str | None = None
+) -> str:
     "What is compared with what."
+    said = caption(records, against)
     if not papers_data(records):
-        return caption(records)
+        return said
     theirs = published_runs(published, folder)
     if theirs is None:
-        return f"{caption(records)} Nothing is published to compare with."
+        return f"{said} Nothing is published to compare with."
     same = theirs[0]["data_sha256"] == records[0]["data_sha256"] and theirs[0]["profile"] == records[0]["profile"]
     what = (
         "on the same data and profile"
         if same
         else f"on {short(theirs[0]['data']['name'])} data with profile {theirs[0]['profile']}, so its cells may differ"
     )
-    return f"{caption(records)} Published: {what}. ⚑: your mean lies outside the published interval."
+    return f"{said} Published: {what}. ⚑: your mean lies outside the published interval."
 
 
 def summary_line(comparison: pd.DataFrame) -> str:

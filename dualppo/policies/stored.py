@@ -30,14 +30,15 @@ from ..text.encoders import state_vector, unit_rows
 class StateForm:
     """What the states of a policy were made of.
 
-    Names of the text `blocks`, the `encoder`'s name and sha256, how the `mask` cuts (`tau_mask`), and `scale`, the
-    mean and standard deviation of training states (None: as they are).
+    Names of the text `blocks`, the `encoder`'s name and sha256, where the mask cuts (`tau_mask`) and by which estimator
+    (`mask_harm`), and `scale`, the mean and standard deviation of training states (None: as they are).
     """
 
     blocks: tuple[str, ...]
     encoder: str
     encoder_sha256: str
     tau_mask: float
+    mask_harm: str
     scale: ZScore | None = None
 
 

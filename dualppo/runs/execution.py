@@ -89,7 +89,8 @@ def form_of(features: Features, config: EnvConfig, splits: Splits) -> StateForm 
     if config.representation != "minilm":
         return None
     encoder = features.card["encoder"]
-    return StateForm(config.blocks, str(encoder["name"]), str(encoder["sha256"]), config.tau_mask, splits.scale)
+    masks = config.mask_harm or config.reward_harm
+    return StateForm(config.blocks, str(encoder["name"]), str(encoder["sha256"]), config.tau_mask, masks, splits.scale)
 
 # %% ../../nbs/workshop/41d_execution.ipynb #e1fd0994
 def peak_memory_mb(device: torch.device) -> float:
