@@ -19,7 +19,7 @@ from pydantic import BeforeValidator
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .candidates import CandidateSpec, draw_candidates
+from .candidates import CandidateSpec, check_candidates, draw_candidates
 from ..core.config import Cosine, PositiveShare, Share, config, listed
 from ..core.errors import DataError, nearest
 from ..text.exchanges import split_by_dialogue
@@ -209,7 +209,8 @@ def split_rows(features: Features, seed: int) -> dict[str, Tensor]:
 def make_envs(features: Features, spec: CandidateSpec, seed: int, config: EnvConfig = EnvConfig()) -> Splits:
     """The four environments of a split: a pure function of features, specification, seed and configuration.
 
-    The seed draws the split and the candidates. Raises DataError if an estimator is not in the features.
+    The seed draws the split and the candidates. Raises DataError if an estimator is not in the features, or
+    if a split is too small for the specification.
     """
     for name in (config.reward_harm, config.mask_harm or config.reward_harm, config.grade_harm):
         if name not in features.p_harm:
@@ -225,6 +226,8 @@ def make_envs(features: Features, spec: CandidateSpec, seed: int, config: EnvCon
             ]
         ]
         rows["train"] = rows["train"][torch.isin(features.dialogue[rows["train"]], some)]
+    for name, r in rows.items():
+        check_candidates(features, r, spec, name)
     blocks, pool = represent(features, config.representation)
     if "context" in config.blocks:
         blocks["context"] = history_block(features)
