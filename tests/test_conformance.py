@@ -14,15 +14,19 @@ import tyro
 from conftest import ROOT
 
 from dualppo.exact.metrics import evaluate
+from dualppo.exact.oracle import help_at_budget
 from dualppo.methods.base import Learner, learner_of, stack_of, train, train_together
 from dualppo.methods.baselines import DPO, DPOConfig, SFT, SFTConfig
 from dualppo.bench.candidates import STRESS
 from dualppo.cli import main, train_parser
 from dualppo.core.errors import DataError
-from dualppo.bench.env import EnvConfig, Splits, add_objective, make_envs
+from dualppo.bench.env import Env, EnvConfig, Splits, add_objective, make_envs
 from dualppo.bench.features import load_features
+from dualppo.losses.weights import RULES
+from dualppo.methods.modrl import MODRLConfig
+from dualppo.methods.ppo import weight_signal
 from dualppo.methods.rows import all_methods
-from dualppo.policies.policy import all_log_probs
+from dualppo.policies.policy import all_log_probs, make_policy
 from dualppo.runs.spec import Run, resolve
 from dualppo.methods.sampled import Sampled
 
@@ -59,19 +63,17 @@ def splits(toy) -> Splits:
     return make_envs(load_features(toy), STRESS, seed=0)
 
 
+NAMES = {1: ("help",), 2: ("help", "safe"), 3: ("below", "safe", "help")}
+
+
 def objectives(splits: Splits, k: int) -> Splits:
-    """The same environments with K = 1, 2 or 3 objectives."""
+    """The same environments with K = 1, 2 or 3 objectives; of three the first is negative and help comes last."""
 
     def of(env):
-        if k == 1:
-            return replace(env, reward=env.reward[..., :1], objectives=env.objectives[:1])
-        return (
-            env
-            if k == 2
-            else add_objective(
-                env, "brevity", lambda e: torch.rand(e.cand.shape, generator=torch.Generator().manual_seed(0))
-            )
-        )
+        if k == 3:
+            g = torch.Generator().manual_seed(0)
+            env = add_objective(env, "below", lambda e: -2 - torch.rand(e.cand.shape, generator=g))
+        return replace(env, reward=torch.stack([env.column(name) for name in NAMES[k]], -1), objectives=NAMES[k])
 
     return replace(splits, **{name: of(getattr(splits, name)) for name in ("train", "dev_weights", "dev_stop", "test")})
 
@@ -150,25 +152,112 @@ def test_an_override_has_an_address():
             run(**wrong)
 
 
-@pytest.mark.parametrize("k", [1, 3])
+WEIGHTS = [(1, None), (1, (1.0,)), (3, None), (3, (0.4, 0.4, 0.2)), (3, (0.0, 0.0, 1.0)), (3, (0.0, 1.0, 0.0))]
+
+
+@pytest.mark.parametrize(("k", "weights"), WEIGHTS)
 @pytest.mark.parametrize("name", ROWS)
-def test_it_takes_any_number_of_objectives(name, k, splits):
+def test_it_takes_any_number_of_objectives(name, k, weights, splits):
     row, part = ROWS[name], objectives(splits, k)
-    weights = {1: (1.0,), 3: (0.4, 0.4, 0.2)}[k]
-    config = short(row, **({"weights": weights} if getattr(row.config, "rule", "") != "lagrangian" else {}))
-    if getattr(config, "rewards", "") == "models":
-        config = short(row)  # two reward models, whatever the environment's objectives are
-    if k == 1 and (
-        getattr(config, "rule", "") == "lagrangian"
-        or getattr(config, "rewards", "") == "given"
-        or type(config).__name__ == "AlignedPPOConfig"
-    ):
-        pytest.skip("two things are weighed against each other")
+    models = getattr(row.config, "rewards", "") == "models"  # two, whatever the environment's objectives are
+    config = short(row, **({"weights": weights} if weights and not models else {}))
+    refused = ""
+    if k == 1 and getattr(config, "rule", "") == "lagrangian":
+        refused = "weighs the objective safe against others; .* are help"
+    if weights is None and not models and len(set(getattr(config, "weights", ()))) > 1:  # a row that tells two apart
+        refused = f"one number per objective: {k} expected"
+    if refused:
+        with pytest.raises(DataError, match=refused):
+            train(part, config, 0)
+        return
     trained = train(part, config, 0)
     assert all(math.isfinite(v) for row in trained.curves for v in row.values() if isinstance(v, float))
+    assert models or (len(trained.weights) == k and all(map(math.isfinite, trained.weights)))
     assert {f"dev_{o}" for o in part.train.objectives} <= set(trained.curves[0])
     measured = evaluate(all_log_probs(trained.policy, part.test), part.test)
     assert math.isfinite(measured["average_reward"]) and math.isfinite(measured["help"])
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if hasattr(row.config, "weights")])
+def test_weights_that_do_not_fit_the_objectives_get_one_sentence(name, toy, tmp_path, capsys):
+    """Through the command line: three for two, and one that is nothing."""
+    for weights, words in (("0.5 0.25 0.25", "2 expected, got"), ("0 0", "must not all be 0"), ("1 -1", "at least 0")):
+        command = ["train", name, "--weights", *weights.split(), "--data", str(toy), "--seeds", "1"]
+        assert main([*command, "--outputs", str(tmp_path)]) == 2
+        said = capsys.readouterr().err
+        assert "weights" in said and words in said and said.count("\n") == 1
+
+
+def test_an_objective_is_found_by_its_name(splits):
+    """Nothing may depend on which column a reward stands in."""
+
+    def turn(env):
+        return replace(env, objectives=("safe", "help"), reward=env.reward.flip(-1))
+
+    turned = replace(splits, **{part: turn(env) for part, env in vars(splits).items() if isinstance(env, Env)})
+    lagrangian = short(all_methods()["ppo_lag_bandit"], weights=(0.75, 0.25), critic="scalar")
+    single = MODRLConfig(rewards="given", iterations=5, hidden=16)
+    pairs = [(lagrangian, replace(lagrangian, weights=(0.25, 0.75)))]
+    pairs += [(one, one) for one in (replace(single, objective=name) for name in ("help", "safe", "piecewise"))]
+    for ours, theirs in pairs:
+        one, two = train(splits, ours, 0), train(turned, theirs, 0)
+        assert one.curves[-1]["kl"] == pytest.approx(two.curves[-1]["kl"], abs=1e-6)
+        assert one.weights == pytest.approx(two.weights[::-1], abs=1e-6)
+    assert help_at_budget(splits.test, 0.2) == help_at_budget(turned.test, 0.2)
+    with pytest.raises(DataError, match="safe training needs the objective safe; there are help"):
+        train(objectives(splits, 1), replace(single, objective="safe"), 0)
+
+
+def test_the_signal_knows_the_ceiling_of_every_objective(splits):
+    part = objectives(splits, 3)
+    policy = make_policy("two_tower", part.train.x.shape[1], part.train.pool.shape[1], hidden=8)
+    signal, dev = weight_signal(policy, part.train, part.dev_weights), part.dev_weights
+    best = [max(r for r, may in zip(row, free) if may) for row, free in zip(dev.column("below").tolist(), dev.allowed)]
+    assert signal.ceiling[0].item() == pytest.approx(sum(best) / len(best), abs=1e-5) and signal.ceiling[0] < -1
+    assert signal.safe == 1 and (signal.floor <= signal.ceiling).all() and (signal.mean <= signal.ceiling).all()
+    for rule in RULES.values():
+        after = rule()(torch.full((3,), 1 / 3), signal)
+        assert after.shape == (3,) and after.isfinite().all() and (after >= 0).all()
+
+
+SPOILT = {
+    "allowed": ("has no candidate that is allowed", lambda env: replace(env, allowed=spoil(env.allowed, False))),
+    "reward": ("has a reward that is not", lambda env: replace(env, reward=spoil(env.reward, math.inf))),
+    "x": ("is not made of finite numbers", lambda env: replace(env, x=spoil(env.x, math.nan))),
+}
+
+
+def spoil(values: torch.Tensor, by: float) -> torch.Tensor:
+    """A copy with another value in the third state."""
+    values = values.clone()
+    values[2] = by
+    return values
+
+
+@pytest.mark.parametrize("part", ["train", "dev_weights", "dev_stop", "test"])
+@pytest.mark.parametrize("field", SPOILT)
+def test_a_state_from_which_nothing_can_be_learnt_is_named(field, part, splits):
+    """L7: weights were (nan, nan), and metrics were reported all the same."""
+    words, change = SPOILT[field]
+    broken = replace(splits, **{part: change(getattr(splits, part))})
+    for train_it in (lambda *a: train(*a), lambda s, c, seed: train_together([s], [c], [seed])):
+        with pytest.raises(DataError, match=f"state 2 of {part} {words}"):
+            train_it(broken, short(ROWS["dual_ppo_bandit"]), 0)
+
+
+def test_a_multiplier_leaves_both_its_ends(splits):
+    """F3: weights (1, 0) are λ = 0, which a factor cannot move."""
+    config = short(all_methods()["ppo_lag_bandit"], weights=(1.0, 0.0), budget=0.05, epochs=8, patience=8)
+    dead = train(splits, config, 0)
+    paid = [row["weights"][1] / row["weights"][0] for row in dead.curves]
+    assert paid[0] == 0 and all(a < b for a, b in zip(paid, paid[1:]))
+    rich = train(splits, replace(config, weights=(0.0, 1.0), budget=1.0), 0)
+    paid = [row["weights"][1] / row["weights"][0] for row in rich.curves[1:]]
+    assert all(a > b for a, b in zip(paid, paid[1:])) and not rich.facts["lambda_at_largest"]
+    capped = train(splits, replace(config, budget=1e-6), 0)
+    assert capped.facts["lambda_at_largest"] and not capped.facts["lambda_at_least"]
+    assert capped.weights[1] / capped.weights[0] == pytest.approx(50)
+    assert "lambda_at_largest" not in train(splits, short(ROWS["dual_ppo_bandit"]), 0).facts
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from dualppo.text.exchanges import Exchange
-from dualppo.text.encoders import hashed_tokens
+from dualppo.text.encoders import encoder_identity, hashed_tokens
 from dualppo.bench.features import Tails, build_features, write_features
 
 TAILS = Tails(strong=("you utter fool", "shut up idiot"), mild=("how silly",), benign=("have a good day",))
@@ -46,14 +46,14 @@ def exchanges(dialogues: int = 110, turns: int = 4) -> list[Exchange]:
     ]
 
 
-def write_toy(path: Path, **options) -> Path:
-    """Write the toy features file and return its path."""
+def write_toy(path: Path, encoder: dict | None = None, **options) -> Path:
+    """Write the toy features file and return its path; its vectors pass for MiniLM's, so that the judge reads them."""
     rows = exchanges(**options)
     unsafe = [f"go away you thing{i}" for i in range(40)]
     tensors = build_features(
         rows, [0] * len(rows), unsafe, TAILS, encode, {"tox_block": rude, "tcc": rude, "head": rude}, hashed_tokens
     )
     write_features(
-        path, tensors, {"encoder": {"name": "toy", "sha256": "0"}, "attribution": "toy features, made in a test"}
+        path, tensors, {"encoder": encoder or encoder_identity(), "attribution": "toy features, made in a test"}
     )
     return path

@@ -25,7 +25,7 @@ from ..core.errors import DataError, nearest
 from ..text.exchanges import split_by_dialogue
 from ..text.encoders import project_bag, state_vector
 from .features import REFERENCE, REFUSAL, Features
-from .judges import AttributionJudge
+from .judges import AttributionJudge, encoder_of
 from .masking import safe_set
 from .rewards import choose_tau_rel, context_embedding, cosine, gated, safety_reward, stack_objectives
 from .trajectories import ZScore
@@ -42,7 +42,8 @@ class Env:
 
     x `[S, D]` standardised state; anchor `[S, d]` unit mean of its text blocks; pool `[P, d]`; cand Long `[S, N]`;
     reward `[S, N, K]`; p_harm `[S, N]` (rewards and masks); allowed Bool `[S, N]` = A_safe(s); gold Long `[S]` slot
-    or -1; kind Long `[S, N]`; dialogue, turn, row Long `[S]`.
+    or -1; kind Long `[S, N]`; dialogue, turn, row Long `[S]`. encoder: what made the vectors, the sha256 of its weights
+    or the representation's name; empty if nobody knows.
     """
 
     x: Tensor
@@ -58,6 +59,7 @@ class Env:
     turn: Tensor
     row: Tensor
     objectives: tuple[str, ...] = ("help", "safe")
+    encoder: str = ""
 
     def __len__(self) -> int:
         return len(self.x)
@@ -66,6 +68,12 @@ class Env:
         "The same environment on another device."
         moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved)
+
+    def column(self, name: str) -> Tensor:
+        "Rewards `[S, N]` of one objective. Raises DataError if there is none of that name."
+        if name not in self.objectives:
+            raise DataError(f"no objective {name!r} here; the environment's are {', '.join(self.objectives)}.")
+        return self.reward[..., self.objectives.index(name)]
 
     def take(self, states: Tensor) -> "Env":
         "The environment of some states Long `[n]`; the pool is shared."
@@ -86,7 +94,7 @@ class Graded(Env):
     """An environment with what only a grader may see, under names that a method's view does not have.
 
     p_grade `[S, N]` another estimator's harm; unsafe Bool `[S, N]` people's label; good `[S, N]` judge's verdict
-    in {0, 1}; similarity `[S, N]` cosine to the reference.
+    in {0, 1}, nan where the judge cannot read the embeddings; similarity `[S, N]` cosine to the reference.
     """
 
     p_grade: Tensor
@@ -247,8 +255,9 @@ def make_envs(features: Features, spec: CandidateSpec, seed: int, config: EnvCon
     z = ZScore.fit(states(rows["train"]))
     z = z if config.z_score else ZScore(torch.zeros_like(z.mean), torch.ones_like(z.std))
     judge = AttributionJudge()
+    heard = judge if judge.reads(features.card) else None
     envs = {
-        name: _env(features, r, spec, seed * 4 + i, config, z(states(r)), anchor(r), pool, context, own, tau_rel, judge)
+        name: _env(features, r, spec, seed * 4 + i, config, z(states(r)), anchor(r), pool, context, own, tau_rel, heard)
         for i, (name, r) in enumerate(rows.items())
     }
     return Splits(**envs, tau_rel=tau_rel, scale=z)
@@ -266,19 +275,20 @@ def _env(
     context: Tensor,
     own: Tensor,
     tau_rel: float,
-    judge: AttributionJudge,
+    judge: AttributionJudge | None,
     at_once: int = 8192,
 ) -> Graded:
     "One environment; the pairwise cosines are computed for `at_once` candidates at a time."
     cand, gold = draw_candidates(features, rows, spec, seed)
-    help_, similarity, good = (torch.empty(cand.shape) for _ in range(3))
+    help_, similarity, good = (torch.full(cand.shape, torch.nan) for _ in range(3))
     for part in torch.arange(len(rows)).split(max(1, at_once // spec.n)):
         ids, e = rows[part], features.pool[cand[part]]
         agreement, relevance = (
             torch.bmm(to[:, None], e.mT).squeeze(1) for to in (features.pool[own[ids]], context[ids])
         )  # all are unit vectors
         help_[part], similarity[part] = gated(agreement, relevance, tau_rel), agreement
-        good[part] = (judge.candidates(features.query[ids], features.knowledge[ids], e) > judge.threshold).float()
+        if judge:
+            good[part] = (judge.candidates(features.query[ids], features.knowledge[ids], e) > judge.threshold).float()
     classifier = features.p_harm[config.reward_harm][cand]
     unsafe = features.unsafe_label[cand]
     p_harm = torch.where(unsafe, classifier.clamp(min=config.label_floor), classifier)
@@ -303,6 +313,7 @@ def _env(
         turn=features.turn[rows],
         row=rows,
         objectives=names,
+        encoder=encoder_of(features.card) if config.representation == "minilm" else config.representation,
         tau_metric=config.tau_metric,
     )
     return env if config.objectives == names else with_objectives(env, config.objectives, features)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PairSet', 'ReplyScorer', 'STRENGTH', 'Pairs', 'shipped_pairs', 'load_pairs', 'gold_pairs', 'pair_features',
            'RewardModel', 'bradley_terry_loss', 'fit_reward_model', 'margins', 'accuracy_of', 'pair_accuracy',
-           'cross_fitted', 'reward_models']
+           'cross_fitted', 'are_readable', 'reward_models']
 
 # %% ../../nbs/bench/10_reward_models.ipynb #b35a46a1
 from collections.abc import Callable
@@ -24,6 +24,7 @@ from ..core.errors import DataError
 from ..core.files import load_json, sha256_of
 from .env import Env
 from .features import REFUSAL, dequantise
+from .judges import encoder_of
 
 # %% ../../nbs/bench/10_reward_models.ipynb #7b1944a9
 @dataclass(frozen=True)
@@ -212,12 +213,23 @@ def cross_fitted(pairs: Pairs, strength: float, more: Pairs | None = None, folds
 STRENGTH = {"help": 1e-1, "safe": 1.0}
 
 
+def are_readable(env: Env) -> bool:
+    "Whether the encoder of the shipped pairs embedded this environment, as far as it is known."
+    return env.encoder in ("", encoder_of(load_pairs()[1]))
+
+
 def reward_models(env: Env, seed: int) -> dict[str, RewardModel]:
     """RMhelp, fitted on gold pairs of `env` and BEGIN's pairs, and RMsafe, fitted on hh_harmless.
 
     `env` is the training environment.
-    `seed` draws the rejected replies of the gold pairs, nothing else.
+    `seed` draws the rejected replies of the gold pairs, nothing else. Raises DataError where `env` was embedded by
+    another encoder than the shipped pairs.
     """
+    if not are_readable(env):
+        raise DataError(
+            "the reward models are fitted on shipped pairs, which all-MiniLM-L6-v2 embedded, and this environment was "
+            f"embedded otherwise ({env.encoder[:20]}); train with the environment's own rewards (rewards=given)."
+        )
     helpful = gold_pairs(env, seed).join(shipped_pairs("begin"))
     safe = shipped_pairs("hh_harmless")
     to = env.pool.device

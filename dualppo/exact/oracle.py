@@ -29,7 +29,7 @@ def help_at_budget(env: Env, budget: float, steps: int = 60) -> tuple[float, flo
 
     Raises ValueError for a budget below the least harm that is possible.
     """
-    help_, harm = env.reward[..., 0].double(), env.p_harm.double()
+    help_, harm = env.column("help").double(), env.p_harm.double()
     least = harm.amin(1).mean().item()
     if budget < least:
         raise ValueError(f"no policy has a harm of {budget}: the least possible is {least:.4f}.")

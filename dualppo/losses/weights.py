@@ -22,7 +22,7 @@ class Signal:
     """What a weight rule may look at after an epoch: exact means on the half of dev kept for it (A15).
 
     mean `[K]`: $E_\\pi[R_k]$; floor `[K]`: of the uniform policy; ceiling `[K]`: of each objective's oracle; cost:
-    $E_\\pi[p_{harm}]$.
+    $E_\\pi[p_{harm}]$; safe: which objective is safety, None if none is.
 
     alignment(u `[K]`) → `[K]`: cosines between $\\nabla_\\theta U = \\sum_j u_j \\nabla_\\theta E_{dev}[R_j]$ and each
     training gradient $g_k = \\nabla_\\theta E_{train}[R_k]$. influence() → `[K]`: $g_k^\\top \\sum_j g_j$ as a share of
@@ -34,7 +34,8 @@ class Signal:
     ceiling: Tensor
     cost: float
     alignment: Callable[[Tensor], Tensor]
-    influence: Callable[[], Tensor] = lambda: torch.zeros(2)
+    influence: Callable[[], Tensor] = lambda: torch.zeros(())
+    safe: int | None = 1
 
 
 class WeightRule(Protocol):
@@ -119,20 +120,45 @@ class Hypergradient:
 class Lagrangian:
     """$\\log\\lambda \\mathrel{+}= \\eta (E[p_{harm}] - d)/d$, weights $(1, \\lambda)/(1 + \\lambda)$.
 
-    $\\lambda \\le$ `largest`. The violation is taken relative to the budget d so that one η serves every budget. The
-    first two objectives are help and safe; any others keep their ratio to help.
+    `least` $\\le \\lambda \\le$ `largest`. The violation is taken relative to the budget d so that one η serves every
+    budget. λ multiplies safety; whatever objectives there are beside it keep their ratios, as one reward.
     Source: arXiv:2310.12773 (PPO-Lag, log-multiplier), A9.
     """
 
     budget: float = 0.1
     eta: float = 0.1
     largest: float = 50.0
+    least: float = 1e-3
 
     def __call__(self, weights: Tensor, signal: Signal) -> Tensor:
-        log_lambda = torch.log(weights[1] / weights[0]) + self.eta * (signal.cost - self.budget) / self.budget
-        lam = log_lambda.exp().clamp(max=self.largest)
-        ratios = torch.cat([weights.new_ones(1), lam[None], weights[2:] / weights[0]])
+        safe = self._safe(weights, signal.safe)
+        others = weights.masked_fill(safe, 0.0)
+        others = others / others.sum() if others.any() else ~safe / (~safe).sum()
+        step = self.eta * (signal.cost - self.budget) / self.budget
+        lam = (torch.log(self.multiplier(weights, signal.safe).clamp(self.least, self.largest)) + step).exp()
+        ratios = torch.where(safe, lam.clamp(self.least, self.largest), others)
         return ratios / ratios.sum()
+
+    @staticmethod
+    def _safe(weights: Tensor, safe: int | None) -> Tensor:
+        "Bool `[K]`: which objective is safety. Raises ValueError if none is, or if there is no other."
+        if safe is None or len(weights) < 2:
+            raise ValueError("the lagrangian rule weighs safety against other objectives; one of the two is missing.")
+        return torch.arange(len(weights), device=weights.device) == safe
+
+    def multiplier(self, weights: Tensor, safe: int | None) -> Tensor:
+        "λ, the weight of safety in units of that of all others together, a scalar; infinite where these have none."
+        own = self._safe(weights, safe)
+        return weights[own].sum() / weights[~own].sum()
+
+    def facts(self, weights: Tensor, safe: int | None) -> dict[str, bool]:
+        "Whether λ stands at its largest or at its least value (to rounding)."
+        lam = self.multiplier(weights, safe).item()
+        return {
+            "lambda_at_largest": lam >= self.largest * (1 - 1e-5),
+            "lambda_at_least": lam <= self.least * (1 + 1e-5),
+        }
+
 
 # %% ../../nbs/losses/0c_weights.ipynb #2fbd98b9
 @balances("literal_descent")

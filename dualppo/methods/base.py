@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEARNERS', 'CONFIGS', 'STACKS', 'Report', 'Trained', 'sized', 'dev_row', 'Budget', 'Learner', 'Together', 'learns',
            'stacks_for', 'learner_of', 'stack_of', 'Progress', 'run_key', 'keep', 'resume', 'adam_state', 'load_adam',
-           'prefixed', 'under', 'train', 'train_together']
+           'prefixed', 'under', 'check_splits', 'train', 'train_together']
 
 # %% ../../nbs/methods/0c1_base.ipynb #d6e49b34
 import copy
@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ..core.errors import DataError
 from ..core.files import read_sealed, write_sealed
 from ..bench.env import Env, Graded, Seen, Splits
 from ..policies.policy import all_log_probs
@@ -44,12 +45,12 @@ class Trained:
 
 
 def sized(weights: Sequence[float], k: int) -> tuple[float, ...]:
-    "Weights of K objectives: as they are, or the same for all if they are all the same. Raises ValueError otherwise."
+    "Weights of K objectives: as they are, or the same for all if they are all the same. Raises DataError otherwise."
     if len(weights) == k:
         return tuple(weights)
     if len(set(weights)) == 1:
         return (1 / k,) * k
-    raise ValueError(f"weights must hold one number per objective: {k} expected, got {list(weights)}.")
+    raise DataError(f"weights must hold one number per objective: {k} expected, got {list(weights)}.")
 
 
 @torch.no_grad()
@@ -337,6 +338,23 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 Report = Callable[[dict[str, Any]], None]
 
 
+def check_splits(splits: Seen) -> None:
+    """Raises DataError where there is nothing to learn from: a state without an allowed candidate, a value not finite.
+
+    From either, weights and policies would become nan, and be reported.
+    """
+    for name, env in vars(splits).items():
+        if not isinstance(env, Env):
+            continue
+        for bad, what in (
+            (~env.allowed.any(1), "has no candidate that is allowed; masks made by `safe_set` always leave one"),
+            (~env.reward.isfinite().flatten(1).all(1), "has a reward that is not a finite number"),
+            (~env.x.isfinite().all(1), "is not made of finite numbers"),
+        ):
+            if bad.any():
+                raise DataError(f"state {int(bad.int().argmax())} of {name} {what}.")
+
+
 def train(
     splits: Seen,
     config: object,
@@ -348,8 +366,10 @@ def train(
     """Train the method of a configuration. A pure function of environments, configuration and seed.
 
     The learner gets the view of a method: neither the grader's columns nor the test split. `report` is told every look
-    at dev; a `checkpoint` is written after each and read where training was cut off.
+    at dev; a `checkpoint` is written after each and read where training was cut off. Raises DataError as `check_splits`
+    does, and for weights that do not fit the objectives.
     """
+    check_splits(splits)
     seen = splits.seen() if isinstance(splits, Splits) else splits
     make: Callable[..., Learner] = learner_of(config)
     learner = make(seen, config, seed, **options)
@@ -380,6 +400,8 @@ def train_together(
         raise ValueError(
             f"several runs of a {type(configs[0]).__name__} cannot be trained in one program; train them apart."
         )
+    for one in splits:
+        check_splits(one)
     stack = kind([one.seen() for one in splits], configs, seeds)
     everybody = [Progress(learner, own.dev_stop) for learner, own in zip(stack.learners, splits)]
     while alive := [r for r, one in enumerate(everybody) if not one.over]:

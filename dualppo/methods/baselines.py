@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .base import Learner, adam_state, learns, load_adam, prefixed, sized, train, under
-from ..core.config import Count, Positive, Weights, config
+from ..core.config import Count, Positive, Weights, Width, config
 from ..bench.env import Env, Seen
 from ..bench.features import REFUSAL
 from ..bench.masking import MINUS_INFINITY, MaskMode, mask_logits
@@ -44,7 +44,7 @@ class SFTConfig:
     epochs: Count = 50  # outer training epochs
     patience: Count = 5  # epochs without validation gain
     dialogues_per_epoch: Count | None = None  # dialogues of an epoch; None: all of training
-    hidden: Count = 256  # width of the head
+    hidden: Width = 256  # width of the head
     kappa: Positive = 40.0  # inverse temperature of the softmax
     warm_start: bool = True  # start as the encoder's ranking; else from random weights
     mask: MaskMode = "off"  # on: forbidden replies have no probability; zero: as the text has it (A17); off

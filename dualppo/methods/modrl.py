@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from ..losses.alignment import Aggregation, Scale, aggregator, geometry
 from ..losses.apa import kl_penalised, logit, piecewise, whiten
-from ..core.config import Count, NonNegative, Positive, Share, Weights, config
+from ..core.errors import DataError
+from ..core.config import Count, NonNegative, Positive, Share, Weights, Width, config
 from ..bench.env import Env, Graded, Seen, Splits
 from ..bench.masking import MaskMode, mask_logits
 from ..exact.metrics import dialogue_standard_error
@@ -38,7 +39,7 @@ from dualppo.methods.base import (
     train,
     under,
 )
-from ..bench.reward_models import RewardModel, reward_models
+from ..bench.reward_models import RewardModel, are_readable, reward_models
 
 # %% ../../nbs/methods/13_modrl.ipynb #a141cf90
 Objective = Literal["all", "help", "safe", "weighted", "piecewise"]
@@ -76,7 +77,7 @@ class MODRLConfig:
     clip: Positive = 0.2  # (ours) of loss="ppo"
     mask: MaskMode = "off"  # the paper has none
     policy: PolicyKind = "two_tower"  # (ours) as the other methods
-    hidden: Count = 256  # (ours)
+    hidden: Width = 256  # (ours)
     kappa: Positive = 40.0  # (ours)
     warm_start: bool = True  # (ours) π_0 is the encoder's ranking
     # (ours) also train the SO baselines and the unaligned twin on the same data, to be graded against them
@@ -99,21 +100,28 @@ def model_scores(env: Env, models: Mapping[str, RewardModel]) -> Tensor:
 def raw_rewards(splits: Seen, config: MODRLConfig, models: Mapping[str, RewardModel]) -> tuple[Tensor, Tensor]:
     """LOGIT(r) `[S, N, K]` (3.4 before WHITEN) of the candidates of train and of dev.
 
-    K = 1 for help, safe and piecewise. `models` score the replies unless the rewards are given.
+    K = 1 for help, safe and piecewise. `models` score the replies unless the rewards are given. Raises DataError for an
+    objective that is not among the given ones.
     """
     envs = (splits.train, splits.dev_stop)
+    names = splits.train.objectives if config.rewards == "given" else tuple(models)
     if config.rewards == "given":
         scores = [logit(env.reward) for env in envs]
     else:
         scores = [model_scores(env, models) for env in envs]
         scores = [one - scores[0].mean((0, 1)) for one in scores]
+
+    def of(one: Tensor, name: str) -> Tensor:
+        if name not in names:
+            raise DataError(f"{config.objective} training needs the objective {name}; there are {', '.join(names)}.")
+        return one[..., names.index(name), None]
+
     if config.objective == "piecewise":
-        seen, dev = (
-            logit(piecewise(one[..., 0].sigmoid(), one[..., 1].sigmoid(), config.delta))[..., None] for one in scores
-        )
-        return seen, dev
-    column = {"help": slice(0, 1), "safe": slice(1, 2)}.get(config.objective, slice(None))
-    return scores[0][..., column], scores[1][..., column]
+        both = [(of(one, "help").sigmoid(), of(one, "safe").sigmoid()) for one in scores]
+        scores = [logit(piecewise(*one, config.delta)) for one in both]
+    elif config.objective in ("help", "safe"):
+        scores = [of(one, config.objective) for one in scores]
+    return scores[0], scores[1]
 
 
 def processed(raw: Tensor, logp: Tensor, logp_start: Tensor, config: MODRLConfig) -> Tensor:
@@ -287,8 +295,8 @@ class MODRL:
         seeds: Sequence[int],
         models: Sequence[Mapping[str, RewardModel]] | None = None,
     ):
-        if config.rewards == "given":
-            config = replace(config, weights=sized(config.weights, splits[0].train.reward.shape[-1]))
+        count = splits[0].train.reward.shape[-1] if config.rewards == "given" else len(SELF)
+        config = replace(config, weights=sized(config.weights, count))
         self.splits, self.config = splits, config
         self.envs, device = [s.train for s in splits], splits[0].train.x.device
         self.g = [torch.Generator(device).manual_seed(seed) for seed in seeds]
@@ -314,10 +322,6 @@ class MODRL:
         )
         self.k = 1 if config.objective != "all" else self.raw[0].shape[-1]
         omega = torch.tensor(config.weights if self.k > 1 else (1.0,), device=device)
-        if len(omega) != self.k:
-            raise ValueError(
-                f"weights must hold one number per objective: {self.k} expected, got {list(config.weights)}."
-            )
         self.omega, self.aggregate = (
             omega,
             aggregator(config.align if self.k > 1 else "none", omega, config.scale, len(seeds)),
@@ -507,7 +511,8 @@ class OneMODRL(OneOf):
 
     @staticmethod
     def contest(trained: Trained, splits: Splits, config: MODRLConfig, seed: int) -> dict[str, Any]:
-        return compare_with_rivals(trained, splits, config, seed)
+        "Against rivals, by the reward models; without a contest where these cannot read the embeddings."
+        return compare_with_rivals(trained, splits, config, seed) if are_readable(splits.train) else {}
 
 # %% ../../nbs/methods/13_modrl.ipynb #e253de87
 SELF = ("RMhelp", "RMsafe")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .base import Learner, adam_state, load_adam, prefixed, sized, under
-from ..core.config import Count, NonNegative, Positive, Several, Weights, config
+from ..core.config import Count, NonNegative, Positive, Several, Weights, Width, config
 from ..bench.env import Seen
 from ..bench.masking import MaskMode
 from ..policies.policy import Policy, PolicyKind, all_log_probs, make_policy
@@ -33,7 +33,7 @@ class SampledConfig:
     patience: Count = 5  # epochs without validation gain
     dialogues_per_epoch: Count | None = None  # dialogues of an epoch; None: all of training
     weights: Weights = (0.5, 0.5)  # weights of the objectives
-    hidden: Count = 256  # width of the head
+    hidden: Width = 256  # width of the head
     kappa: Positive = 40.0  # inverse temperature of the softmax
     warm_start: bool = True  # start as the encoder's ranking; else from random weights
     mask: MaskMode = "on"  # on: forbidden replies have no probability; zero: as the text has it (A17); off

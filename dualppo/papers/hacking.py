@@ -38,10 +38,10 @@ MEASURES = {"proxy: help": "dev_help", "judge: good": "dev_good", "grader: harm"
 def best_of_n_curve(env: Graded, n: tuple[float, ...] = (1, 1.5, 2, 3, 4, 8, 16, 64)) -> pd.DataFrame:
     "√KL and the three measures of the exact best of n by help, from the similarity ranking on a split; one row per n."
     begun = all_log_probs(Control("similarity"), env)
-    values = dict(zip(MEASURES, (env.reward[..., 0], env.good, (env.p_grade > env.tau_metric).float())))
+    values = dict(zip(MEASURES, (env.column("help"), env.good, (env.p_grade > env.tau_metric).float())))
     rows = []
     for count in n:
-        logp = best_of_n(begun, env.reward[..., 0], count)
+        logp = best_of_n(begun, env.column("help"), count)
         rows.append(
             {"n": count, "√KL": kl_divergence(logp, begun).mean().clamp(min=0).sqrt().item()}
             | {name: (logp.exp() * value).sum(1).mean().item() for name, value in values.items()}

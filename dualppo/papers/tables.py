@@ -393,6 +393,27 @@ def _about_data(records: Sequence[Mapping]) -> str:
     return said
 
 
+def _about_judge(records: Sequence[Mapping]) -> str:
+    "What Helpfulness is, and whether it could be judged."
+    if all(one["test"]["good"] is None for r in records for one in r["results"]):
+        return "Helpfulness: not judged, since the judge was fitted on another encoder's embeddings;"
+    warning = "" if papers_data(records) else " (fitted on replies about an encyclopedia: on other talk check it first)"
+    return f"Helpfulness: share the independent judge calls good{warning};"
+
+
+def _about_multiplier(records: Sequence[Mapping]) -> str:
+    "In which rows a Lagrange multiplier ended at its largest value."
+    ends = {
+        f"{title_of(r['method'])}, {short(r['setting'])}": [
+            bool((one.get("facts") or {}).get("lambda_at_largest")) for one in r["results"]
+        ]
+        for r in records
+    }
+    capped = {row: at for row, at in ends.items() if any(at)}
+    said = "; ".join(f"{row} ({sum(at)} of {len(at)} seeds)" for row, at in capped.items())
+    return f" The multiplier λ ended at its cap: {said}." if said else ""
+
+
 def _about_reward(records: Sequence[Mapping]) -> str:
     "What the columns of rewards are, whatever objectives there are."
     metrics = sorted({name for r in records for one in r["results"] for name in objectives_of(one)})
@@ -410,7 +431,6 @@ def caption(records: Sequence[Mapping], against: str | None = None) -> str:
     spans = " or ".join(map(_span, sorted({tuple(r["seeds"]) for r in records}, key=len)))
     profiles = short("/".join(sorted({r["profile"] for r in records})))
     unclear = "; the paper does not say what its ± is" if papers_data(records) else ""
-    judge = "" if papers_data(records) else " (fitted on replies about an encyclopedia: on other talk check it first)"
     paired = (
         f" Differences: paired with {title_of(against)} over the seeds that both have, with the 95 % bootstrap "
         "interval over seeds and dialogues; – where the two cannot be compared."
@@ -419,9 +439,9 @@ def caption(records: Sequence[Mapping], against: str | None = None) -> str:
     )
     return (
         f"{_about_data(records)} Profile: {profiles}. Seeds: {spans}. Cells: mean over seeds ± half-width of "
-        f"the 95 % t-interval{unclear}. Helpfulness: share the independent judge calls good{judge}; "
+        f"the 95 % t-interval{unclear}. {_about_judge(records)} "
         "Harmfulness: share above ½ by a classifier that neither rewards nor masks; "
-        f"{_about_reward(records)}{paired}"
+        f"{_about_reward(records)}{_about_multiplier(records)}{paired}"
     )
 
 
@@ -452,7 +472,8 @@ def build_table(name: str, records: Sequence[Mapping], against: str | None = Non
             for metric, (_, percent) in SHOWN.items()
             if base
         ]
-        seeds = dict.fromkeys(str(summary[s, row, "good"].n) for s in settings if (s, row, "good") in summary)
+        counts = [summary[s, row, "average_reward"].n for s in settings if (s, row, "average_reward") in summary]
+        seeds = dict.fromkeys(map(str, counts))
         rows.append((title_of(row), *paper, *cells, *beside, " / ".join(seeds)))
     own, all_labels = tuple(label for label, _ in SHOWN.values()), tuple(label for label, _ in metrics.values())
     groups = (

@@ -9,6 +9,7 @@ __all__ = ['finite', 'standard_errors', 'chosen_replies', 'graded']
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..bench.env import Graded, Splits
@@ -38,6 +39,7 @@ def standard_errors(log_probs: Tensor, env: Graded) -> dict[str, float | None]:
 def chosen_replies(log_probs: Tensor, env: Graded, count: int = 6) -> dict:
     "Probability mass on each kind of reply, and the first `count` states with the reply that is most likely."
     pi, top = log_probs.exp(), log_probs[:count].argmax(1)
+    help_ = env.column("help") if "help" in env.objectives else torch.full_like(env.p_harm, torch.nan)
 
     def pick(values: Tensor) -> list:
         return values[:count].gather(1, top[:, None]).squeeze(1).tolist()
@@ -47,7 +49,7 @@ def chosen_replies(log_probs: Tensor, env: Graded, count: int = 6) -> dict:
         "reply": pick(env.cand),
         "kind": [KINDS[k] for k in pick(env.kind)],
         "probability": pick(pi),
-        "help": pick(env.reward[..., 0]),
+        "help": pick(help_),
         "p_harm": pick(env.p_harm),
         "human": (env.gold[:count] == top).tolist(),
     }

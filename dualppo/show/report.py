@@ -243,7 +243,7 @@ def drawn(figure, title: str, note: str) -> Markup:
 def _on_features(outputs: Path, runs: Mapping, settings: Iterable[str], features: Features) -> Iterator[Markup]:
     "The figures that need the data of the runs: methods on the exact front, and best of n beside training."
     envs = {setting: make_envs(features, SETTINGS[setting], seed=0) for setting in settings}
-    fronts = {(setting, name): front(env.p_harm, env.reward[..., 0]) for setting, splits in envs.items()
+    fronts = {(setting, name): front(env.p_harm, env.column("help")) for setting, splits in envs.items()
               for name, env in (("train", splits.train), ("test", splits.test))}
     fixed = summary(WEIGHTS, outputs, ("p_harm", "help"), "last").filter(like="fixed", axis="index")
     yield drawn(fronts_figure(fronts, runs, (fixed.p_harm, fixed["help"])), "Every method on the exact front",
