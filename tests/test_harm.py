@@ -252,6 +252,33 @@ def test_detoxify_path_equals_detoxify(checkpoint):
     assert DetoxifyHarm(checkpoint, label="max")(texts).tolist() == pytest.approx(found.amax(1).tolist(), abs=1e-6)
 
 
+UNBIASED = ["toxicity", "severe_toxicity", "obscene", "identity_attack", "insult", "threat", "sexual_explicit"]
+
+
+def test_detoxify_checkpoints_with_identity_columns(checkpoint, tmp_path):
+    """`unbiased` and `multilingual` have 16 outputs and seven classes; the other nine say whom a text speaks of."""
+    transformers = pytest.importorskip("transformers")
+    loaded = torch.load(checkpoint, weights_only=True)
+    arch = loaded["config"]["arch"]["args"]
+    config = transformers.BertConfig.from_pretrained(arch["model_type"], num_labels=16)
+    torch.manual_seed(1)
+    net = transformers.BertForSequenceClassification(config)
+    torch.nn.init.normal_(net.classifier.weight)
+    with torch.no_grad():
+        net.classifier.bias[7:] = 20.0  # an identity is certain: the largest of all columns would be 1
+    loaded |= {"state_dict": net.state_dict()}
+    loaded["config"]["dataset"]["args"]["classes"], arch["num_classes"] = UNBIASED, 16
+    torch.save(loaded, path := tmp_path / "unbiased.ckpt")
+    texts = ["you are a very bad idiot!", "a nice friend"]
+    found, largest = DetoxifyHarm(path).predict(texts), DetoxifyHarm(path, label="max")(texts)
+    assert found.shape == (2, 7) and torch.equal(DetoxifyHarm(path)(texts), found[:, 0])
+    assert torch.equal(largest, found.amax(1)) and largest.max() < 0.9999
+    detoxify = pytest.importorskip("detoxify")
+    theirs = detoxify.Detoxify(checkpoint=str(path)).predict(texts)
+    for column, name in enumerate(UNBIASED):
+        assert found[:, column].tolist() == pytest.approx(theirs[name], abs=1e-6)
+
+
 def test_detoxify_accepts_old_position_ids_and_files_elsewhere(checkpoint, tmp_path):
     loaded = torch.load(checkpoint, weights_only=True)
     files = loaded["config"]["arch"]["args"]["model_type"]
@@ -278,7 +305,9 @@ def test_detoxify_runs_no_code_and_checks_hashes(checkpoint, tmp_path):
         DetoxifyHarm(tmp_path / "toxic_original-c1212f89.ckpt")
 
 
-@pytest.mark.parametrize("spoil", ["missing", "garbage", "list", "no_arch", "odd_model", "classes", "shape"])
+@pytest.mark.parametrize(
+    "spoil", ["missing", "garbage", "list", "no_arch", "odd_model", "classes", "more_classes", "shape"]
+)
 def test_bad_checkpoints_get_one_sentence(checkpoint, tmp_path, spoil):
     path, loaded = tmp_path / "bad.ckpt", torch.load(checkpoint, weights_only=True)
     if spoil == "no_arch":
@@ -287,6 +316,8 @@ def test_bad_checkpoints_get_one_sentence(checkpoint, tmp_path, spoil):
         loaded["config"]["arch"]["args"]["model_name"] = "AutoModel"
     elif spoil == "classes":
         loaded["config"]["dataset"]["args"]["classes"] = ["a"] * 6
+    elif spoil == "more_classes":  # than outputs
+        loaded["config"]["dataset"]["args"]["classes"] = [*CLASSES, "a", "b"]
     elif spoil == "shape":
         loaded["state_dict"]["classifier.weight"] = torch.zeros(5, 16)
     if spoil == "garbage":

@@ -386,13 +386,16 @@ class DetoxifyHarm:
 
     @torch.inference_mode()
     def predict(self, texts: Sequence[str]) -> Tensor:
-        "Texts → label probabilities [n, L] in the checkpoint's order (sigmoids: labels do not exclude each other)."
+        """Texts → label probabilities [n, L] in the checkpoint's order (sigmoids: labels do not exclude each other).
+
+        `unbiased` and `multilingual` have more outputs than classes: whom a text speaks of, which is no harm.
+        """
         out = [torch.zeros(0, len(self.classes))]
         for start in range(0, len(texts), self.batch):
             inputs = self.tokenizer(
                 list(texts[start : start + self.batch]), return_tensors="pt", truncation=True, padding=True
             )
-            out.append(torch.sigmoid(self.net(**inputs).logits))
+            out.append(torch.sigmoid(self.net(**inputs).logits[:, : len(self.classes)]))
         return torch.cat(out)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
@@ -427,7 +430,8 @@ def _checked(path: Path, loaded: Any) -> dict[str, Any]:
     try:
         arch, classes = loaded["config"]["arch"]["args"], loaded["config"]["dataset"]["args"]["classes"]
         known = arch["model_name"] in _ARCHITECTURES and arch["tokenizer_name"] in _TOKENIZERS
-        fits = len(classes) == arch["num_classes"] and {"toxic", "toxicity"} & set(classes)
+        # what lies behind the classes are columns of identities, not of harm
+        fits = len(classes) <= arch["num_classes"] and {"toxic", "toxicity"} & set(classes)
         tensors = loaded["state_dict"].items()
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: the Detoxify checkpoint lacks {error}; use a released file.") from None
