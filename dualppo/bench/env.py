@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Representation', 'Block', 'Blocks', 'Objectives', 'ObjectiveFunction', 'OBJECTIVES', 'Env', 'Graded', 'Seen',
-           'Splits', 'EnvConfig', 'history_block', 'represent', 'split_rows', 'make_envs', 'objective',
-           'with_objectives', 'add_objective']
+           'Splits', 'EnvConfig', 'represent', 'split_rows', 'make_envs', 'objective', 'with_objectives',
+           'add_objective']
 
 # %% ../../nbs/bench/08_env.ipynb #49f649bf
 import importlib
@@ -24,7 +24,7 @@ from ..core.config import Cosine, PositiveShare, Share, config, listed
 from ..core.errors import DataError, nearest
 from ..text.exchanges import split_by_dialogue
 from ..text.encoders import project_bag, state_vector
-from .features import REFERENCE, REFUSAL, Features
+from .features import REFERENCE, REFUSAL, Features, history
 from .judges import AttributionJudge, encoder_of
 from .masking import safe_set
 from .rewards import choose_tau_rel, context_embedding, cosine, gated, safety_reward, stack_objectives
@@ -166,14 +166,6 @@ class EnvConfig:
         if len(set(self.objectives)) < len(self.objectives):
             raise ValueError(f"objectives must have different names, got {list(self.objectives)}.")
 
-# %% ../../nbs/bench/08_env.ipynb #3eb3b52a
-def history_block(features: Features) -> Tensor:
-    "Mean embedding `[M, d]` of all earlier queries and references of the same dialogue; zero on the first turn (A23)."
-    said = features.query + features.pool[features.bank(REFERENCE)]
-    same = features.dialogue[:, None] == features.dialogue[None, :]
-    earlier = (same & (features.turn[None, :] < features.turn[:, None])).float()
-    return normalize(earlier @ said, dim=1)
-
 # %% ../../nbs/bench/08_env.ipynb #6488d717
 def represent(features: Features, kind: Representation) -> tuple[dict[str, Tensor], Tensor]:
     """Blocks name → `[M, d]` and replies `[P, d]` as the policy sees them.
@@ -238,7 +230,8 @@ def make_envs(features: Features, spec: CandidateSpec, seed: int, config: EnvCon
         check_candidates(features, r, spec, name)
     blocks, pool = represent(features, config.representation)
     if "context" in config.blocks:
-        blocks["context"] = history_block(features)
+        said = pool[features.bank(REFERENCE)]
+        blocks["context"] = history(blocks["query"], said, features.dialogue, features.turn)
     context = context_embedding(features.query, features.knowledge)
     own = features.bank(REFERENCE)
     dev = torch.cat([rows["dev_weights"], rows["dev_stop"]])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'KINDS', 'WIZARD', 'GIVEN', 'REFERENCE', 'STRONG', 'MILD', 'BENIGN', 'UNSAFE', 'REFUSAL', 'REFUSALS',
-           'Encoder', 'Harm', 'quantise', 'dequantise', 'Ragged', 'Features', 'verify', 'embedded_path',
+           'Encoder', 'Harm', 'quantise', 'dequantise', 'Ragged', 'Features', 'history', 'verify', 'embedded_path',
            'load_features', 'Tails', 'choose_tails', 'build_features', 'write_features']
 
 # %% ../../nbs/bench/04_features.ipynb #028e567f
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..core.errors import DataError
 from ..core.files import atomic_write, sha256_of
+from ..text.encoders import context_block
 from ..text.exchanges import Exchange
 
 SCHEMA = "dualppo-features/1"
@@ -90,6 +91,15 @@ class Features:
     def bank(self, kind: int) -> Tensor:
         "Pool ids of one kind, Long; for reference, strong, mild and benign entry i belongs to exchange i."
         return (self.kind == kind).nonzero().squeeze(1)
+
+# %% ../../nbs/bench/04_features.ipynb #09a65932
+def history(query: Tensor, reply: Tensor, dialogue: Tensor, turn: Tensor) -> Tensor:
+    """$c_t$ `[M, d]` of M exchanges, from the embeddings of their queries and replies `[M, d]`; zero on a first turn.
+
+    Memory is linear in M. Source: A23.
+    """
+    return context_block((query + reply) / 2, dialogue, turn)
+
 
 # %% ../../nbs/bench/04_features.ipynb #796ec1b1
 def _shapes(m: int, p: int, d: int) -> dict[str, tuple[int, ...]]:

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from ..core.errors import DataError
 from ..core.files import atomic_write
+from ..bench import features
 from ..bench.masking import safe_set, mask_logits
 from ..bench.rewards import context_embedding
 from ..bench.trajectories import ZScore
 from .policy import Policy, make_policy
-from ..text.encoders import state_vector, unit_rows
+from ..text.encoders import state_vector
 
 # %% ../../nbs/policies/0a1_stored.ipynb #8c9a7191
 @dataclass(frozen=True)
@@ -124,10 +125,12 @@ class Ranker:
         said = [text for pair in history for text in pair]
         rows = self.encode([query, knowledge, *replies, *said])
         texts, candidates, past = rows[:2], rows[2 : 2 + len(replies)], rows[2 + len(replies) :]
+        turns = torch.cat([past, texts]).unflatten(0, (-1, 2))  # query and reply of each, the present last
+        turn = torch.arange(len(turns))
         blocks = {
             "query": texts[:1],
             "knowledge": texts[1:] if knowledge else torch.zeros_like(texts[1:]),
-            "context": unit_rows(past.sum(0, keepdim=True)),
+            "context": features.history(turns[:, 0], turns[:, 1], torch.zeros_like(turn), turn)[-1:],
         }
         x = state_vector([blocks[name] for name in self.form.blocks])
         x = self.form.scale(x) if self.form.scale else x
