@@ -21,7 +21,10 @@ from dualppo.runs.spec import Run
 HERE = Path(__file__).resolve().parent
 GOLDEN = HERE / "golden" / "runs.json"
 RUNS = HERE.parent / "outputs" / "published" / "runs"
-ACROSS = 1e-6  # absolute, between machines: their kernels add in another order
+ACROSS = 1e-6  # absolute, of published seeds between machines: their kernels add in another order
+# Of the short runs, between an AMD EPYC and an Intel Xeon: metrics differed by 4e-4 at most; cosines of gradients that
+# nearly vanish, and the weights that follow them, by 9e-3.
+METRICS, MEASURED, REST = ("test", "train", "last", "mask_off", "survival", "standard_error"), 1e-3, 2e-2
 
 SHORT = {"epochs": 2, "inner_epochs": 2, "dialogues_per_epoch": 60}
 CASES: dict[str, tuple[str, str, dict]] = {  # name: method, setting, overrides
@@ -117,6 +120,11 @@ def differences(ours: object, theirs: object, path: str = "") -> Iterator[tuple[
         yield abs(ours - theirs) if both else float("inf"), path
 
 
+def across(where: str) -> float:
+    """How far a value of a short run may lie from another machine's."""
+    return MEASURED if where.split("/")[1] in METRICS else REST
+
+
 def short_run(name: str, data: Path) -> dict:
     """The result of a case, for one seed."""
     method, setting, overrides = CASES[name]
@@ -129,8 +137,8 @@ def short_run(name: str, data: Path) -> dict:
 def test_a_short_run_gives_what_it_gave(name, toy):
     golden = json.loads(GOLDEN.read_text())
     ours = json.loads(json.dumps(short_run(name, toy)))
-    limit = 0.0 if golden["machine"] == machine() else ACROSS
-    far = [(d, where) for d, where in differences(ours, golden["results"][name]) if d > limit]
+    same, off = golden["machine"] == machine(), differences(ours, golden["results"][name])
+    far = [(d, where) for d, where in off if d > (0.0 if same else across(where))]
     assert not far, f"{len(far)} values differ, the farthest by {max(far)}"
 
 

@@ -94,9 +94,17 @@ def nash_gradient(signal: Signal) -> Tensor:
 
 
 def floored_simplex(weights: Tensor, smallest: float) -> Tensor:
-    "Weights `[K]` ≥ 0 scaled to sum 1 with every entry at least `smallest`."
-    k = len(weights)
-    return smallest + (1 - k * smallest) * weights / weights.sum()
+    """Weights `[K]` ≥ 0, not all 0, projected onto the simplex with every entry at least `smallest` (at most 1/K).
+
+    Those above the floor keep their ratio (the projection in KL divergence): a floor that nothing touches changes
+    nothing, and a rule comes to rest where it would without one.
+    """
+    smallest, low, out = min(smallest, 1 / len(weights)), torch.zeros_like(weights, dtype=torch.bool), weights
+    for _ in range(len(weights)):  # scaling the others may push one more below
+        free = weights.masked_fill(low, 0.0)
+        out = torch.where(low, smallest, free * (1 - smallest * low.sum()) / free.sum())
+        low = out <= smallest
+    return out
 
 # %% ../../nbs/losses/0c_weights.ipynb #45e099dc
 @balances("hypergradient")
