@@ -20,7 +20,7 @@ from . import base, closed_form
 from ..losses.advantages import AdvantageMode, exact_advantage, gae, normalise
 from .base import adam_state, learns, load_adam, prefixed, sized, under
 from ..core.errors import DataError
-from ..core.config import Count, NonNegative, Positive, PositiveShare, Share, Weights, Width, config
+from ..core.config import Count, NonNegative, Positive, PositiveShare, Share, Turns, Weights, Width, config
 from ..bench.env import Env, Seen
 from ..bench.masking import MaskMode
 from ..policies.policy import Critic, Policy, PolicyKind, all_log_probs, make_policy
@@ -40,7 +40,7 @@ class PPOConfig:
     inner_epochs: Count = 4  # Table 1: K
     gamma: Share = 0.99  # Table 1: discount factor; used by advantage="literal"
     lam: Share = 0.95  # Table 1: GAE λ (0 is Algorithm 1's box, A37); used by "literal" and "bandit"
-    t_max: Count = 10  # Table 1: maximum trajectory length
+    t_max: Turns = 10  # Table 1: maximum trajectory length
     epochs: Count = 50  # Table 1: outer training epochs
     patience: Count = 5  # Table 1: epochs without validation gain
     weights: Weights = (0.5, 0.5)  # Table 1: initial α, β
