@@ -159,8 +159,8 @@ def test_unreadable_files(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("builtins.open", refuse)
-    with pytest.raises(DataError, match="Permission denied.*may read"):
+    monkeypatch.setattr("os.open", refuse)
+    with pytest.raises(DataError, match="no permission to read it.*check the path"):
         exchanges.load_dialogues(tmp_path / "latin.json")
 
 

@@ -8,7 +8,6 @@ __all__ = ['CREDITS', 'read_jigsaw', 'read_diasafety', 'read_bad', 'gather_tails
 
 # %% ../../nbs/workshop/44_build.ipynb #96b387b9
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
@@ -19,7 +18,7 @@ from platformdirs import user_cache_path
 from torch import Tensor
 
 from ..core.errors import DataError
-from ..core.files import json_rows, read_text, sha256_of, table_rows
+from ..core.files import json_rows, load_json, read_bytes, read_text, sha256_of, table_rows
 from ..text.download import cached_official
 from ..text.exchanges import Exchange, Removal, clean, load_dialogues, normalise_text, removal_table
 from ..text.encoders import MiniLM, embed_cached, encoder_identity, hashed_tokens
@@ -106,6 +105,7 @@ def build_sha256(
     modules: Sequence[str] = (
         "core/errors",
         "core/files",
+        "core/tensors",
         "text/exchanges",
         "text/encoders",
         "text/harm",
@@ -115,7 +115,7 @@ def build_sha256(
 ) -> str:
     "One sha256 over the sources of the modules that make a features file."
     package = resources.files("dualppo")
-    return hashlib.sha256(b"".join((package / f"{name}.py").read_bytes() for name in modules)).hexdigest()
+    return hashlib.sha256(b"".join(read_bytes(str(package / f"{name}.py")) for name in modules)).hexdigest()
 
 
 def default_cache() -> Path:
@@ -151,7 +151,7 @@ CREDITS = {  # what an attribution says of a source, and under which licence num
 
 def known_sources() -> dict[str, str]:
     "sha256 of a file → the source in `CREDITS` it is of: the files of the shipped card, the cached official archive."
-    shipped = json.loads(embedded_path().with_suffix(".json").read_text(encoding="utf-8"))["sources"]
+    shipped = load_json(embedded_path().with_suffix(".json"))["sources"]
     archive = cached_official(default_cache())
     return {digest: name.partition("/")[0] for name, digest in shipped.items()} | {
         sha256_of(path): "wow" for path in (sorted(archive.glob("*.json")) if archive else ())

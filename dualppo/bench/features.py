@@ -8,6 +8,7 @@ __all__ = ['SCHEMA', 'KINDS', 'WIZARD', 'GIVEN', 'REFERENCE', 'STRONG', 'MILD', 
            'load_features', 'Tails', 'choose_tails', 'build_features', 'write_features']
 
 # %% ../../nbs/bench/04_features.ipynb #028e567f
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from ..core.errors import DataError
-from ..core.files import atomic_write, sha256_of
+from ..core.files import atomic_write
+from ..core.tensors import read_tensors, safetensors_bytes
 from ..text.exchanges import Exchange
 
 SCHEMA = "dualppo-features/1"
@@ -125,13 +125,13 @@ def verify(path: str | Path, encoder_sha256: str | None = None) -> dict:
     return _verified(path, encoder_sha256)[1]
 
 
-def _verified(path: str | Path, encoder_sha256: str | None = None) -> tuple[dict[str, Tensor], dict]:
-    tensors, card = _read(path)
+def _verified(path: str | Path, encoder_sha256: str | None = None) -> tuple[dict[str, Tensor], dict, str]:
+    tensors, card, sha256 = _read(path)
     m, p = _check_shapes(path, tensors)
     _check_numbers(path, tensors, p)
     _check_owners(path, tensors, m)
     _check_card(path, card, m, p, encoder_sha256)
-    return tensors, card
+    return tensors, card, sha256
 
 # %% ../../nbs/bench/04_features.ipynb #c5d0a1f7
 def _check_shapes(path: str | Path, tensors: dict[str, Tensor]) -> tuple[int, int]:
@@ -241,22 +241,11 @@ def _check_tokens(path: str | Path, tensors: dict[str, Tensor], name: str) -> No
         )
 
 # %% ../../nbs/bench/04_features.ipynb #7d408089
-def _read(path: str | Path) -> tuple[dict[str, Tensor], dict]:
-    "All tensors and the card; every way in which a file can be no features file becomes one sentence."
+def _read(path: str | Path) -> tuple[dict[str, Tensor], dict, str]:
+    "All tensors, the card and the sha256; every way in which a file can be no features file becomes one sentence."
     if not Path(path).exists():
         raise DataError(f"{path}: no such file; give --data a features file or run `dualppo data build`.")
-    if not Path(path).is_file():
-        raise DataError(
-            f"{path}: not a readable features file (a folder, a pipe or a device); give --data a features file."
-        )
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            meta = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except Exception as error:  # safetensors raises errors of many types
-        raise DataError(
-            f"{path}: not a readable features file ({str(error)[:120]}); build it again with `dualppo data build`."
-        ) from None
+    tensors, meta, content = read_tensors(path, do="give --data a features file or run `dualppo data build`")
     if meta.get("schema") != SCHEMA:
         raise DataError(
             f"{path}: schema is {meta.get('schema')!r}, this version reads {SCHEMA!r}; "
@@ -268,7 +257,7 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict]:
         card = None
     if not isinstance(card, dict):
         raise DataError(f"{path}: the card is missing or not a JSON object; build it again with `dualppo data build`.")
-    return tensors, card
+    return tensors, card, hashlib.sha256(content).hexdigest()
 
 # %% ../../nbs/bench/04_features.ipynb #992fe5e3
 def embedded_path() -> Path:
@@ -279,7 +268,7 @@ def embedded_path() -> Path:
 def load_features(path: str | Path | None = None, encoder_sha256: str | None = None) -> Features:
     "Features of a file, by default the shipped ones; verified first. Raises DataError as `verify` does."
     path = Path(path) if path else embedded_path()
-    t, card = _verified(path, encoder_sha256)
+    t, card, sha256 = _verified(path, encoder_sha256)
     ragged = {
         name: Ragged(t[f"tokens.{name}.values"].view(torch.uint16).numpy(), t[f"tokens.{name}.offsets"].long().numpy())
         for name in ("query", "knowledge", "pool")
@@ -292,7 +281,7 @@ def load_features(path: str | Path | None = None, encoder_sha256: str | None = N
         unsafe_label=t["unsafe_label"].bool(),
         tokens=ragged,
         card=card,
-        sha256=sha256_of(path),
+        sha256=sha256,
     )
 
 # %% ../../nbs/bench/04_features.ipynb #62383848
@@ -413,7 +402,5 @@ def build_features(
 def write_features(path: str | Path, tensors: dict[str, Tensor], card: dict) -> None:
     "Write the file and its card beside it, each atomically. Raises DataError when the folder cannot be written."
     text = json.dumps(card, indent=1, sort_keys=True)
-    atomic_write(
-        Path(path), save({k: v.contiguous() for k, v in tensors.items()}, metadata={"schema": SCHEMA, "card": text})
-    )
+    atomic_write(Path(path), safetensors_bytes(tensors, {"schema": SCHEMA, "card": text}))
     atomic_write(Path(path).with_suffix(".json"), text + "\n")

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, overload
 
-from ..core.files import SCRATCH, _cannot_write
+from ..core.errors import DataError
+from ..core.files import SCRATCH, _cannot_write, read_text
 
 # %% ../../nbs/workshop/40a_jobs.ipynb #85475e98
 def _flock(file: int, how: int) -> bool:
@@ -140,9 +141,9 @@ def follow_parent() -> None:
     """
 
     def end(*_: object) -> None:
-        with suppress(OSError):  # a kernel that is just being started does not watch its parent yet
+        with suppress(OSError, DataError):  # a kernel that is just being started does not watch its parent yet
             for path in Path("/proc/self/task").glob("*/children"):
-                for child in path.read_text().split():
+                for child in read_text(path).split():
                     os.kill(int(child), signal.SIGKILL)
         os._exit(1)
 
@@ -238,8 +239,8 @@ def _numbers(path: Path) -> Mapping[str, float]:
     What is no number is left out; no file: nothing.
     """
     out = {}
-    with suppress(OSError):
-        for line in path.read_text().splitlines():
+    with suppress(DataError):
+        for line in read_text(path).splitlines():
             words = line.replace(":", " ").split()
             with suppress(ValueError, IndexError):
                 out[words[0] if len(words) > 1 else ""] = float(words[min(1, len(words) - 1)])
@@ -258,8 +259,8 @@ def available_memory_mb(root: Path = Path("/")) -> float:
     The least that Linux and this process's control groups (v1, v2) allow.
     """
     left = [_numbers(root / "proc/meminfo").get("MemAvailable", math.inf) * 1024]
-    with suppress(OSError):
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
+    with suppress(DataError):
+        for line in read_text(root / "proc/self/cgroup").splitlines():
             number, controllers, path = line.split(":", 2)
             if number == "0":
                 top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from ..core.errors import DataError, _bad
-from ..core.files import _cannot_write, _must_end, sha256_of
+from ..core.files import _cannot_write, open_regular, sha256_of
 
 # %% ../../nbs/workshop/40c_download.ipynb #dd1377e2
 ARCHIVE_URL = "http://parl.ai/downloads/wizard_of_wikipedia/wizard_of_wikipedia.tgz"
@@ -92,8 +92,7 @@ def _member_trouble(member: tarfile.TarInfo, seen: set[str]) -> str:
 def open_tar(archive: str | Path, max_bytes: int) -> Iterator[tarfile.TarFile]:
     "A .tar(.gz) as a stream of at most `max_bytes`; whatever is wrong with it, or goes wrong inside, is a `DataError`."
     try:
-        _must_end(Path(archive))
-        with open(archive, "rb") as raw:
+        with open_regular(archive, do="check that it is an archive you may read") as raw:
             zipped = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             stream = _Bounded(gzip.GzipFile(fileobj=raw) if zipped else raw, max_bytes, archive)

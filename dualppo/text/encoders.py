@@ -17,11 +17,11 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load as load_tensors, save as save_tensors
 from torch import Tensor
 
 from ..core.errors import DataError
 from ..core.files import atomic_write, sha256_of
+from ..core.tensors import read_tensors, safetensors_bytes
 
 # %% ../../nbs/text/02_encoders.ipynb #39b4380e
 @runtime_checkable
@@ -248,7 +248,7 @@ def _load_cache(path: Path, dim: int) -> dict[bytes, Tensor]:
     if not path.exists():
         return {}
     try:
-        saved = load_tensors(path.read_bytes())
+        saved = read_tensors(path)[0]
         keys, vectors = saved["hash"], saved["vectors"]
         if vectors.shape != (len(keys), dim) or keys.dtype != torch.uint8 or not torch.isfinite(vectors).all():
             raise ValueError("wrong shape or NaN")
@@ -275,5 +275,5 @@ def embed_cached(encoder: TextBlock, texts: Sequence[str], cache: str | Path, ba
         known |= zip([k for k, _ in part], encoder.encode([t for _, t in part]))
         table = {"hash": torch.from_numpy(np.frombuffer(b"".join(known), dtype=np.uint8).reshape(-1, 16).copy()),
                  "vectors": torch.stack(list(known.values()))}
-        atomic_write(path, save_tensors(table, metadata={"encoder": encoder.name}))
+        atomic_write(path, safetensors_bytes(table, {"encoder": encoder.name}))
     return torch.stack([known[k] for k in keys]) if keys else torch.zeros(0, encoder.dim)

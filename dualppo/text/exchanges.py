@@ -8,6 +8,7 @@ __all__ = ['REPLY_LABELS', 'PRINTED_COUNTS', 'OFFICIAL_TRAIN', 'Exchange', 'Remo
            'split_by_dialogue', 'Reply', 'TutorialExchange', 'read_tutorial', 'tutorial', 'audit']
 
 # %% ../../nbs/text/01_exchanges.ipynb #9e92fa96
+import io
 import json
 import re
 from collections import Counter
@@ -22,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import DataError, _bad
-from ..core.files import _half, _must_end, _what, load_json
+from ..core.files import _half, _what, load_json, open_regular
 
 # %% ../../nbs/text/01_exchanges.ipynb #32b3fc16
 @dataclass(frozen=True)
@@ -128,19 +129,12 @@ def iter_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
     "Yield (row, value) of a JSON list in flat memory; raises `DataError` for a missing, unreadable or broken file."
     path, row = Path(path), 0
     try:
-        _must_end(path)
-        with open(path, encoding="utf-8-sig") as file:
-            for row, value in _rows(file, path):
+        with open_regular(path) as raw:
+            for row, value in _rows(io.TextIOWrapper(raw, encoding="utf-8-sig"), path):
                 yield row, value
                 row += 1
     except DataError:
         raise
-    except FileNotFoundError as error:
-        raise _bad(path, None, "", "no such file", "check the path, or set DUALPPO_DATA to the data folder") from error
-    except OSError as error:
-        raise _bad(
-            path, None, "", f"cannot be read ({error.strerror})", "check that it is a file you may read"
-        ) from error
     except UnicodeDecodeError as error:
         raise _bad(path, row, "", f"not UTF-8 text ({error.reason})", "save the file as UTF-8") from error
     except RecursionError as error:
