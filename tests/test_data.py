@@ -96,9 +96,8 @@ def test_given_ids_name_the_dialogue(tmp_path):
         ([GOOD, {"dialogue": [["\ud800", "b"]], "meta": [["k"]]}], ["row 1", "dialogue[0][0]", "surrogate"]),
         ([GOOD | {"id": "x"}, GOOD | {"id": "x"}], ["row 1", "id", "duplicate id 'x'"]),
         ([GOOD | {"id": [1]}], ["row 0", "id"]),
-        ([{"dialogue": [["a", "b"]], "meta": [[]]}], ["no exchange left after leaving out 1"]),
         ([], ["neither"]),
-        ([{"text": "x"}], ["row 0", "neither 'dialogue'"]),
+        ([{"text": "x"}], ["row 0", "neither 'query'", "'dialogue'"]),
         ([OFFICIAL | {"chosen_topic": None}], ["row 0", "chosen_topic", "NoneType"]),
         ([OFFICIAL | {"dialog": []}], ["row 0", "dialog", "without turns"]),
         ([OFFICIAL | {"dialog": [{"speaker": "0_Wizard", "text": 1}]}], ["row 0", "dialog[0].text", "found int"]),
@@ -133,7 +132,7 @@ def test_not_strict_leaves_empty_texts_out_with_a_line_in_the_log(tmp_path):
         ('[{"dialogue": [["a", "b"]], "meta": [["k"]]}, {"dialo', ["row 1", "broken JSON", "copy it again"]),
         ('[{"dialogue": [["a", "b"]], "meta": [["k"]]}', ["row 1", "cut short"]),
         ('[{"dialogue": [["a", "b"]], "meta": [["k"]]}] x', ["text follows"]),
-        ('{"dialogue": 1}', ["must start with '['"]),
+        ('{"dialogue": 1}', ["row 0", "dialogue", "expected a list"]),
         ("", ["must start with '['"]),
         ("[" * 100_000, ["nested too deeply"]),
         ("[" + "9" * 5000 + "]", ["broken JSON"]),
@@ -148,7 +147,7 @@ def test_broken_json(tmp_path, text, words):
 def test_unreadable_files(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="no such file.*DUALPPO_DATA"):
         exchanges.load_dialogues(tmp_path / "absent.json")
-    with pytest.raises(DataError, match=r"no \*.json file"):
+    with pytest.raises(DataError, match=r"no dialogue file \(\*.csv, \*.json"):
         exchanges.load_dialogues(tmp_path)
     with pytest.raises(DataError, match="cannot be read"):
         exchanges.read_pairs(tmp_path)

@@ -27,6 +27,7 @@ from dualppo.bench.features import (
     WIZARD,
     Tails,
     build_features,
+    card_path,
     choose_tails,
     embedded_path,
     verify,
@@ -151,7 +152,7 @@ CREDITS = {  # what an attribution says of a source, and under which licence num
 
 def known_sources() -> dict[str, str]:
     "sha256 of a file → the source in `CREDITS` it is of: the files of the shipped card, the cached official archive."
-    shipped = load_json(embedded_path().with_suffix(".json"))["sources"]
+    shipped = load_json(card_path(embedded_path()))["sources"]
     archive = cached_official(default_cache())
     return {digest: name.partition("/")[0] for name, digest in shipped.items()} | {
         sha256_of(path): "wow" for path in (sorted(archive.glob("*.json")) if archive else ())

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCRATCH', 'LARGEST_FILE', 'LARGEST', 'LARGEST_JSON', 'CHECK_PATH', 'atomic_write', 'open_regular', 'read_bytes',
-           'read_text', 'load_json', 'tail', 'table_rows', 'json_rows', 'write_sealed', 'read_sealed', 'sha256_of']
+           'read_text', 'load_json', 'tail', 'table_rows', 'json_rows', 'write_sealed', 'read_sealed', 'sha256_of',
+           'not_over', 'may_write']
 
 # %% ../../nbs/core/00b_files.ipynb #a315b885
 import contextlib
@@ -18,7 +19,7 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -247,3 +248,29 @@ def sha256_of(path: str | Path) -> str:
     "Hexadecimal sha256 of a file; raises `DataError` when it cannot be read."
     with open_regular(path, do="check that it is a file you may read") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+# %% ../../nbs/core/00b_files.ipynb #152a6a4c
+def not_over(path: str | Path, *inputs: str | Path) -> None:
+    "Raises DataError if `path` is one of the files that are read, by whatever name."
+    path = Path(path)
+    for one in map(Path, inputs):
+        same = path.exists() and one.exists() and path.samefile(one)
+        if same or path.absolute() == one.absolute():
+            raise DataError(f"{path}: is what is read, and would be written over; choose another name with --out.")
+
+
+def may_write(path: str | Path, ours: Callable[[Path], bool], *inputs: str | Path) -> None:
+    """Raises DataError unless `path` is free, or holds a file that `ours` recognises as written here before.
+
+    Nor may it be one of the `inputs`. `ours` may raise DataError for what it cannot read.
+    """
+    path = Path(path)
+    not_over(path, *inputs)
+    if not path.exists() and not path.is_symlink():
+        return
+    try:
+        known = ours(path)
+    except DataError:
+        known = False
+    if not known:
+        raise DataError(f"{path}: is there, and was not written by this command; move it, or choose another name.")
