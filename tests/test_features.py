@@ -59,7 +59,7 @@ def test_int8_keeps_the_cosine():
     ],
 )
 def test_a_broken_file_is_refused_with_one_sentence(toy, tmp_path, break_it, words):
-    tensors, meta = load_file(toy), {"schema": SCHEMA, "card": "{}"}
+    tensors, meta = load_file(toy), {"schema": SCHEMA, "card": '{"encoder": {"name": "toy", "sha256": "0"}}'}
     break_it(tensors, meta)
     save_file({k: v.contiguous() for k, v in tensors.items()}, tmp_path / "x.safetensors", metadata=meta)
     with pytest.raises(DataError) as error:
@@ -155,13 +155,10 @@ def test_a_card_of_a_build_names_the_file_and_what_its_user_says(tmp_path, monke
     from dualppo.bench import build
 
     class Encoder:
-        def __init__(self, precision):
-            pass
+        identity = {"name": "toy", "sha256": "0"}
 
-    monkeypatch.setattr(build, "MiniLM", Encoder)
+    monkeypatch.setattr(build, "text_encoder", lambda name, precision: Encoder())
     monkeypatch.setattr(build, "embed_cached", lambda encoder, texts, *args, **more: encode(texts))
-    monkeypatch.setattr(build, "encoder_identity", lambda: {"name": "toy", "sha256": "0"})
-    monkeypatch.setattr(build, "verify", lambda *args: {})
     for name in ("ToxBlock", "ToxicCommentClassifier"):
         monkeypatch.setattr(build, name, lambda: rude)
     rows = [

@@ -81,7 +81,7 @@ class Features:
     query, knowledge `[M, d]`; dialogue, turn, source Long `[M]`; pool `[P, d]`; kind, owner Long `[P]` (owner: the
     exchange a reply was made from, -1 if none); p_harm name → `[P]` in [0, 1]; unsafe_label Bool `[P]` (by people);
     tokens of `query`, `knowledge`, `pool`; card: provenance; sha256 of the file; text_ids of `exchange` `[M]` and
-    `pool` `[P]` (`text_id`, Long), or nothing in files of version 0.1. An exchange without knowledge has a row of zeros.
+    `pool` `[P]` (`text_id`, Long), or nothing in files of version 0.1. Without knowledge its row is zeros.
     """
 
     query: Tensor

@@ -23,15 +23,14 @@ from typing import Literal
 from ..bench.sources import data_name, features_path
 from ..core.errors import DataError
 from ..core.files import SCRATCH, tail
+from ..core.locks import Lock, lock
 from .execution import run_once
 from dualppo.runs.jobs import (
     Children,
-    Lock,
     Terminated,
     affordable_workers,
     at_work,
     available_memory_mb,
-    lock,
     terminable,
 )
 from .key import package_folder

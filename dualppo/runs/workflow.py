@@ -22,7 +22,8 @@ from typing import Any
 from ..core.errors import DataError
 from ..core.files import SCRATCH, atomic_write, read_bytes, sha256_of, tail
 
-from .jobs import at_work, lock
+from ..core.locks import lock
+from .jobs import at_work
 from ..bench.sources import data_argument, features_path
 from .key import describe, package_folder, to_json
 from .parallel import Outcome, child_command, from_here, last_line, parameters_of
