@@ -6,6 +6,8 @@ import hashlib
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
 import threading
 from collections import Counter
@@ -472,6 +474,35 @@ def test_a_complete_part_needs_no_network(server, tmp_path):
     sha256 = hashlib.sha256(server.content).hexdigest()
     (tmp_path / f"{sha256[:12]}.tgz.part").write_bytes(server.content)
     assert (fetch(server, tmp_path) / "train.json").exists() and server.asked == []
+
+
+DOWNLOAD = """
+import sys
+from dualppo.text.download import download_official
+print(download_official(sys.argv[1], sys.argv[2], sys.argv[3], progress=False, timeout=60))
+"""
+
+
+def test_two_processes_download_once(server, tmp_path):
+    """V7: both appended to one file, and 1 to 3 of 3 failed."""
+    words = [str(tmp_path / "cache"), server.url, hashlib.sha256(server.content).hexdigest()]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", DOWNLOAD, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
+    said = [process.communicate() for process in started]
+    assert {out for out, _ in said} == {f"{fetch(server, tmp_path / 'cache')}\n"}, said
+    assert server.asked == [None], "one of them fetched it"
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == [Path(said[0][0].strip()).name], "and left nothing else"
+
+
+def test_a_killed_download_is_taken_up_by_another_process(server, tmp_path):
+    sha256 = hashlib.sha256(server.content).hexdigest()
+    (tmp_path / f"{sha256[:12]}.tgz.part").write_bytes(server.content[:1000])
+    (tmp_path / f".dualppo-{sha256[:12]}.download").write_text("")  # the lock file of one that was killed holds nobody
+    assert (fetch(server, tmp_path) / "train.json").exists() and server.asked == ["bytes=1000-"]
 
 
 def test_wrong_hash_is_refused_and_forgotten(server, tmp_path):

@@ -473,3 +473,37 @@ def test_the_order_of_a_dictionary_is_not_in_the_bytes(sizes, notes, random):
 def test_card_and_list_lie_beside_the_features():
     assert card_path("a/b.c.safetensors") == Path("a/b.c.card.json")
     assert replies.replies_path("a/b.c.safetensors") == Path("a/b.c.replies.csv")
+
+
+# ---- a user without a home, as in a container
+
+HOMELESS = """
+import os, pwd, sys
+for name in ("HOME", "DUALPPO_CACHE", "XDG_CACHE_HOME"):
+    os.environ.pop(name, None)
+def nobody(*_):
+    raise KeyError("uid not found")
+pwd.getpwuid = nobody
+from dualppo.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    "words, status",
+    [
+        (["train", "similarity", "--setting", "clean", "--seeds", "1", "--data", "auto"], 0),
+        (["data", "verify"], 0),
+        (["methods"], 0),
+        (["train", "sft", "--data", "wow"], 2),
+        (["train", "sft", "--data", "mine.csv"], 2),
+    ],
+)
+def test_without_a_home_it_works_or_names_the_variable(tmp_path, words, status):
+    """V8: HOME unset, and a uid that nobody has a name for."""
+    (tmp_path / "mine.csv").write_text(as_csv(rows()))
+    done = subprocess.run([sys.executable, "-c", HOMELESS, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == status and "Traceback" not in done.stderr, done.stderr
+    assert not (tmp_path / "~").exists()
+    if status:
+        assert "DUALPPO_CACHE" in done.stderr and done.stderr.count("\n") == 1

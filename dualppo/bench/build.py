@@ -142,8 +142,11 @@ def default_cache() -> Path:
 
     Raises DataError where the user has no home (usual in containers) and names none.
     """
-    path = Path(os.environ.get("DUALPPO_CACHE") or user_cache_path("dualppo", appauthor=False))
-    if path.parts[:1] == ("~",):  # platformdirs leaves it where nobody knows the home
+    try:
+        path = Path(os.environ.get("DUALPPO_CACHE") or user_cache_path("dualppo", appauthor=False))
+    except RuntimeError:
+        path = Path("~")
+    if path.parts[:1] == ("~",):  # older versions of platformdirs leave it where nobody knows the home
         raise DataError("this user has no home to keep downloads in; set DUALPPO_CACHE (or HOME) to a folder.")
     return path
 
