@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Command', 'WIDE', 'PLAINLY', 'ABOUT', 'Reproduce', 'Train', 'Tables', 'RunStudy', 'WriteReport', 'Rank', 'Methods',
-           'Build', 'Verify', 'Data', 'default_published', 'chosen_seeds', 'worker_count', 'usable_settings',
+           'Build', 'Verify', 'Scores', 'Data', 'default_published', 'chosen_seeds', 'worker_count', 'usable_settings',
            'show_grid', 'count_line', 'tell', 'print_failures', 'plainly', 'show', 'rows_of_figures', 'show_table',
            'by_group', 'print_tables', 'parse_value', 'parse_changes', 'train_parser', 'train_overrides', 'quietly',
            'parse', 'known_flags', 'dispatch', 'refusal', 'main']
@@ -41,6 +41,7 @@ from .methods.rows import all_methods, method
 from .policies.stored import load_ranker
 from .papers.molma import write_molma
 from .show.report import write_report
+from .bench.replies import add_scores
 from .bench.sources import data_argument, features_path
 from .runs.execution import run_once
 from .runs.parallel import Outcome, run_grid
@@ -182,9 +183,14 @@ class Methods:
 class Build:
     "Turn dialogue files into one verified features file (needs the extra `build`)."
 
-    data: tyro.conf.Positional[Path]  # a folder with wow/ (and jigsaw/, diasafety/, bad/ beside it), or dialogue files
-    out: Path = Path("features.safetensors")  # the features file; its card is written beside it
+    # dialogue files, your own too (csv, tsv, jsonl, json: `query` and `reply`, or messages with `role` and `content`),
+    # or a folder with wow/ (and jigsaw/, diasafety/, bad/ beside it)
+    data: tyro.conf.Positional[Path]
+    # the features file; beside it come its card (NAME.card.json) and the replies as text (NAME.replies.csv)
+    out: Path = Path("features.safetensors")
     limit: int | None = None  # only the first so many exchanges
+    # another sentence encoder: a folder that sentence-transformers wrote, or owner/model[@commit] of the hub
+    encoder: str = ""
     precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder
     attribution: str = ""  # whose texts your own ones are; stands in the card and under every table
     licence: str = ""  # under which licence the file may be passed on; default: known for known sources only
@@ -198,10 +204,26 @@ class Verify:
 
 
 @dataclass(frozen=True)
-class Data:
-    "Build or verify a features file."
+class Scores:
+    """Add estimates of harm of your own to a features file, aligned by the ids of NAME.replies.csv.
 
-    command: Annotated[Build, tyro.conf.subcommand("build")] | Annotated[Verify, tyro.conf.subcommand("verify")]
+    Each column of the table but those of that list becomes an estimator: --set env.mask_harm=COLUMN.
+    """
+
+    features: tyro.conf.Positional[Path]  # a features file that `data build` wrote
+    table: tyro.conf.Positional[Path]  # csv or tsv with `id` and columns of numbers in [0, 1], a row for every reply
+    out: Path | None = None  # the features file to write; default: NAME.scored.safetensors beside the first
+
+
+@dataclass(frozen=True)
+class Data:
+    "Build or verify a features file, or add scores to it."
+
+    command: (
+        Annotated[Build, tyro.conf.subcommand("build")]
+        | Annotated[Scores, tyro.conf.subcommand("scores")]
+        | Annotated[Verify, tyro.conf.subcommand("verify")]
+    )
 
 
 Command = (
@@ -608,7 +630,12 @@ def _methods(console: Console) -> int:
 
 
 def _data(args: Data, console: Console) -> int:
-    "Build or verify a features file."
+    "Build or verify a features file, or add scores to it."
+    if isinstance(args.command, Scores):
+        out = args.command.out or args.command.features.with_suffix(".scored.safetensors")
+        card = add_scores(args.command.features, args.command.table, out)
+        console.print(Text(f"wrote {out} with scores of {', '.join(card['scores'])}"), soft_wrap=True)
+        return 0
     if isinstance(args.command, Verify):
         path = args.command.path or embedded_path()
         console.print_json(json.dumps({k: v for k, v in verify(path).items() if k != "removed"}))
@@ -618,7 +645,8 @@ def _data(args: Data, console: Console) -> int:
     b = args.command
     if b.limit is not None and b.limit < 1:
         raise DataError(f"limit must be at least 1, got {b.limit}.")
-    build(b.data, b.out, b.limit, b.precision, console.print, attribution=b.attribution, licence=b.licence)
+    stated = {"attribution": b.attribution, "licence": b.licence, "encoder": b.encoder}
+    build(b.data, b.out, b.limit, b.precision, lambda text: console.print(Text(text), soft_wrap=True), **stated)
     return 0
 
 # %% ../nbs/workshop/43_cli.ipynb #5e9d251c

@@ -6,6 +6,8 @@ import hashlib
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
 import threading
 from collections import Counter
@@ -96,9 +98,8 @@ def test_given_ids_name_the_dialogue(tmp_path):
         ([GOOD, {"dialogue": [["\ud800", "b"]], "meta": [["k"]]}], ["row 1", "dialogue[0][0]", "surrogate"]),
         ([GOOD | {"id": "x"}, GOOD | {"id": "x"}], ["row 1", "id", "duplicate id 'x'"]),
         ([GOOD | {"id": [1]}], ["row 0", "id"]),
-        ([{"dialogue": [["a", "b"]], "meta": [[]]}], ["no exchange left after leaving out 1"]),
         ([], ["neither"]),
-        ([{"text": "x"}], ["row 0", "neither 'dialogue'"]),
+        ([{"text": "x"}], ["row 0", "neither 'query'", "'dialogue'"]),
         ([OFFICIAL | {"chosen_topic": None}], ["row 0", "chosen_topic", "NoneType"]),
         ([OFFICIAL | {"dialog": []}], ["row 0", "dialog", "without turns"]),
         ([OFFICIAL | {"dialog": [{"speaker": "0_Wizard", "text": 1}]}], ["row 0", "dialog[0].text", "found int"]),
@@ -133,7 +134,7 @@ def test_not_strict_leaves_empty_texts_out_with_a_line_in_the_log(tmp_path):
         ('[{"dialogue": [["a", "b"]], "meta": [["k"]]}, {"dialo', ["row 1", "broken JSON", "copy it again"]),
         ('[{"dialogue": [["a", "b"]], "meta": [["k"]]}', ["row 1", "cut short"]),
         ('[{"dialogue": [["a", "b"]], "meta": [["k"]]}] x', ["text follows"]),
-        ('{"dialogue": 1}', ["must start with '['"]),
+        ('{"dialogue": 1}', ["row 0", "dialogue", "expected a list"]),
         ("", ["must start with '['"]),
         ("[" * 100_000, ["nested too deeply"]),
         ("[" + "9" * 5000 + "]", ["broken JSON"]),
@@ -148,7 +149,7 @@ def test_broken_json(tmp_path, text, words):
 def test_unreadable_files(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="no such file.*DUALPPO_DATA"):
         exchanges.load_dialogues(tmp_path / "absent.json")
-    with pytest.raises(DataError, match=r"no \*.json file"):
+    with pytest.raises(DataError, match=r"no dialogue file \(\*.csv, \*.json"):
         exchanges.load_dialogues(tmp_path)
     with pytest.raises(DataError, match="cannot be read"):
         exchanges.read_pairs(tmp_path)
@@ -159,8 +160,8 @@ def test_unreadable_files(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("builtins.open", refuse)
-    with pytest.raises(DataError, match="Permission denied.*may read"):
+    monkeypatch.setattr("os.open", refuse)
+    with pytest.raises(DataError, match="no permission to read it.*check the path"):
         exchanges.load_dialogues(tmp_path / "latin.json")
 
 
@@ -473,6 +474,35 @@ def test_a_complete_part_needs_no_network(server, tmp_path):
     sha256 = hashlib.sha256(server.content).hexdigest()
     (tmp_path / f"{sha256[:12]}.tgz.part").write_bytes(server.content)
     assert (fetch(server, tmp_path) / "train.json").exists() and server.asked == []
+
+
+DOWNLOAD = """
+import sys
+from dualppo.text.download import download_official
+print(download_official(sys.argv[1], sys.argv[2], sys.argv[3], progress=False, timeout=60))
+"""
+
+
+def test_two_processes_download_once(server, tmp_path):
+    """V7: both appended to one file, and 1 to 3 of 3 failed."""
+    words = [str(tmp_path / "cache"), server.url, hashlib.sha256(server.content).hexdigest()]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", DOWNLOAD, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
+    said = [process.communicate() for process in started]
+    assert {out for out, _ in said} == {f"{fetch(server, tmp_path / 'cache')}\n"}, said
+    assert server.asked == [None], "one of them fetched it"
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == [Path(said[0][0].strip()).name], "and left nothing else"
+
+
+def test_a_killed_download_is_taken_up_by_another_process(server, tmp_path):
+    sha256 = hashlib.sha256(server.content).hexdigest()
+    (tmp_path / f"{sha256[:12]}.tgz.part").write_bytes(server.content[:1000])
+    (tmp_path / f".dualppo-{sha256[:12]}.download").write_text("")  # the lock file of one that was killed holds nobody
+    assert (fetch(server, tmp_path) / "train.json").exists() and server.asked == ["bytes=1000-"]
 
 
 def test_wrong_hash_is_refused_and_forgotten(server, tmp_path):

@@ -1,5 +1,10 @@
 """Blocks, states, hashed bags and the embedding cache; the sentence encoder where its weights are installed."""
 
+import json
+import os
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -198,9 +203,6 @@ def test_bf16_stays_close(minilm):
 def test_wrong_weights_and_settings_are_refused(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="precision 'int3'"):
         encoders.MiniLM("int3")
-    (tmp_path / "model.safetensors").write_bytes(b"other weights")
-    with pytest.raises(DataError, match="model.safetensors: sha256"):
-        encoders.MiniLM(path=tmp_path)
     with pytest.raises(DataError, match="cannot be read"):
         encoders.MiniLM(path=tmp_path / "absent")
     monkeypatch.setattr(encoders, "_packaged_weights", lambda: None)
@@ -218,3 +220,123 @@ def test_identity():
         "name": "sentence-transformers/all-MiniLM-L6-v2",
         "sha256": encoders.ENCODER_SHA256,
     }
+
+
+@pytest.mark.parametrize("name", [*encoders.ENCODER_FILES, "added_tokens.json"])
+def test_every_file_of_the_encoder_is_verified(tmp_path, name):
+    """Another tokenizer or configuration gives other vectors under the same name."""
+    folder = encoders._packaged_weights()
+    if folder is None:
+        pytest.skip("needs the extra build")
+    for file in encoders.ENCODER_FILES:
+        (tmp_path / file).symlink_to(folder / file)
+    assert encoders.minilm_folder(tmp_path) == tmp_path
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(DataError, match=name):
+        encoders.MiniLM(path=tmp_path)
+    assert len(encoders.ENCODER_REVISION) == 40 and encoders.ENCODER_FILES["model.safetensors"] == (
+        encoders.ENCODER_SHA256
+    )
+
+
+def test_the_hub_is_asked_for_one_commit(tmp_path, monkeypatch):
+    asked = []
+
+    def snapshot(name, revision=None, allow_patterns=()):
+        asked.append((name, revision, sorted(allow_patterns)))
+        return str(tmp_path)
+
+    monkeypatch.setattr(encoders, "_packaged_weights", lambda: None)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    with pytest.raises(DataError):
+        encoders.minilm_folder()
+    assert asked == [(encoders.ENCODER_NAME, encoders.ENCODER_REVISION, sorted(encoders.ENCODER_FILES))]
+    with pytest.raises(DataError, match="modules.json"):
+        encoders.SentenceEncoder("owner/model@" + "a" * 40)
+    assert asked[1][:2] == ("owner/model", "a" * 40) and not any(".bin" in p or ".py" in p for p in asked[1][2])
+
+
+# ---------------------------------------------------------------- an encoder of one's own
+@pytest.fixture(scope="module")
+def own_encoder(tmp_path_factory) -> Path:
+    """A small encoder with random weights, as sentence-transformers writes it."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    transformers = pytest.importorskip("transformers")
+    folder = encoders._packaged_weights()
+    if folder is None:
+        pytest.skip("needs the extra build")
+    place = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=30522, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    transformers.BertModel(config).save_pretrained(place / "bert")
+    transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True).save_pretrained(place / "bert")
+    word = sentence_transformers.models.Transformer(str(place / "bert"))
+    pooling = sentence_transformers.models.Pooling(16)
+    sentence_transformers.SentenceTransformer(modules=[word, pooling], device="cpu").save(str(place / "mine"))
+    return place / "mine"
+
+
+def copied(folder: Path, to: Path) -> Path:
+    shutil.copytree(folder, to)
+    return to
+
+
+def test_an_encoder_is_named_by_its_folder(own_encoder, tmp_path):
+    mine = encoders.text_encoder(str(own_encoder))
+    assert isinstance(mine, encoders.TextBlock) and mine.dim == 16 and set(mine.identity) == {"name", "sha256"}
+    rows = mine.encode(["what is tea", "a drink"])
+    assert rows.shape == (2, 16) and torch.allclose(rows.norm(dim=1), torch.ones(2), atol=1e-5)
+    assert mine.encode([]).shape == (0, 16)
+    other = copied(own_encoder, tmp_path / "copy")
+    assert encoders.folder_sha256(other) == mine.identity["sha256"], "the files decide, not where they lie"
+    for file in sorted(p for p in other.rglob("*") if p.is_file() and p.suffix != ".md"):
+        before = file.read_bytes()
+        file.write_bytes(before + b" ")
+        assert encoders.folder_sha256(other) != mine.identity["sha256"], file
+        file.write_bytes(before)
+
+
+def spoil_with_code(folder: Path) -> None:
+    (folder / "evil.py").write_text("raise SystemExit(3)")
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps([modules[0] | {"type": "evil.Evil"}]))
+
+
+def spoil_with_a_pickle(folder: Path) -> None:
+    next(folder.glob("**/*.safetensors")).rename(next(folder.glob("**/*.safetensors")).with_name("pytorch_model.bin"))
+
+
+def spoil_with_a_pipe(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+
+
+def spoil_the_config(folder: Path) -> None:
+    (folder / "config.json").write_text("[1]")
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (spoil_with_code, "code of its own"),
+        (spoil_with_a_pickle, "pickled"),
+        (spoil_with_a_pipe, "a pipe"),
+        (spoil_the_config, "cannot be loaded"),
+        (lambda folder: (folder / "modules.json").unlink(), "modules.json"),
+    ],
+)
+def test_a_strange_encoder_is_refused(own_encoder, tmp_path, spoil, words):
+    spoil(folder := copied(own_encoder, tmp_path / "copy"))
+    with pytest.raises(DataError, match=words) as caught:
+        encoders.text_encoder(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "a/b/c", "owner/model@main", "../x", "owner/", ""])
+def test_another_name_is_no_encoder(name, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", _unreachable)
+    with pytest.raises(DataError):
+        encoders.SentenceEncoder(name or " ")

@@ -8,7 +8,17 @@ from safetensors.torch import load_file, save_file
 from toys import encode, exchanges, write_toy
 
 from dualppo.core.errors import DataError
-from dualppo.bench.features import GIVEN, KINDS, SCHEMA, WIZARD, embedded_path, load_features, quantise, verify
+from dualppo.bench.features import (
+    GIVEN,
+    KINDS,
+    SCHEMA,
+    WIZARD,
+    card_path,
+    embedded_path,
+    load_features,
+    quantise,
+    verify,
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +59,7 @@ def test_int8_keeps_the_cosine():
     ],
 )
 def test_a_broken_file_is_refused_with_one_sentence(toy, tmp_path, break_it, words):
-    tensors, meta = load_file(toy), {"schema": SCHEMA, "card": "{}"}
+    tensors, meta = load_file(toy), {"schema": SCHEMA, "card": '{"encoder": {"name": "toy", "sha256": "0"}}'}
     break_it(tensors, meta)
     save_file({k: v.contiguous() for k, v in tensors.items()}, tmp_path / "x.safetensors", metadata=meta)
     with pytest.raises(DataError) as error:
@@ -65,7 +75,7 @@ def test_another_encoder_is_refused(toy):
 @pytest.mark.parametrize("content", [b"", b"\x00" * 40, b"{}", (2**62).to_bytes(8, "little") + b"{}"])
 def test_what_is_no_features_file_is_refused(tmp_path, content):
     (tmp_path / "x.safetensors").write_bytes(content)
-    with pytest.raises(DataError, match="not a readable features file"):
+    with pytest.raises(DataError, match="not a readable file of tensors"):
         verify(tmp_path / "x.safetensors")
 
 
@@ -77,7 +87,7 @@ def test_the_shipped_file_is_small_complete_and_without_text():
         and set(features.p_harm) == {"tox_block", "tcc", "head"}
         and set(KINDS) == {KINDS[k] for k in features.kind.unique()}
     )
-    assert json.loads(embedded_path().with_suffix(".json").read_text()) == features.card
+    assert json.loads(card_path(embedded_path()).read_text()) == features.card
     assert sum(r["exchanges"] for r in features.card["removed"]) == 499
 
 
@@ -145,13 +155,10 @@ def test_a_card_of_a_build_names_the_file_and_what_its_user_says(tmp_path, monke
     from dualppo.bench import build
 
     class Encoder:
-        def __init__(self, precision):
-            pass
+        identity = {"name": "toy", "sha256": "0"}
 
-    monkeypatch.setattr(build, "MiniLM", Encoder)
+    monkeypatch.setattr(build, "text_encoder", lambda name, precision: Encoder())
     monkeypatch.setattr(build, "embed_cached", lambda encoder, texts, *args, **more: encode(texts))
-    monkeypatch.setattr(build, "encoder_identity", lambda: {"name": "toy", "sha256": "0"})
-    monkeypatch.setattr(build, "verify", lambda *args: {})
     for name in ("ToxBlock", "ToxicCommentClassifier"):
         monkeypatch.setattr(build, name, lambda: rude)
     rows = [
@@ -168,4 +175,4 @@ def test_a_card_of_a_build_names_the_file_and_what_its_user_says(tmp_path, monke
         assert (
             f"mine.json, {GIVEN}: our help desk, CC0-1.0" in card["attribution"] and "Jigsaw" not in card["attribution"]
         )
-        assert json.loads(out.with_suffix(".json").read_text())["attribution"] == card["attribution"]
+        assert json.loads(card_path(out).read_text())["attribution"] == card["attribution"]

@@ -16,6 +16,7 @@ import tarfile
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -199,6 +200,9 @@ def toy(tmp_path_factory) -> Path:
     return write_toy(tmp_path_factory.mktemp("toy") / "toy.safetensors", dialogues=12, turns=2)
 
 
+CARD = '{"encoder": {"name": "toy", "sha256": "0"}}'
+
+
 def zero_row(t, name="pool.q"):
     t[name] = t[name].clone()
     t[name][3] = 0
@@ -224,13 +228,32 @@ def zero_row(t, name="pool.q"):
         (lambda t, m: m.update(card='{"encoder": 3}'), "card"),
         (lambda t, m: m.update(card='{"exchanges": 7}'), "card"),
         (lambda t, m: m.update(card='{"sources": []}'), "card"),
+        (lambda t, m: m.update(card='{"encoder": {"name": "a"}}'), "encoder.sha256"),
+        (lambda t, m: m.update(card=CARD[:-1] + ', "attribution": NaN}'), "card"),
+        (lambda t, m: m.update(card=CARD[:-1] + ', "attribution": 3}'), "attribution"),
+        (lambda t, m: m.update(card=CARD[:-1] + ', "removed": {}}'), "removed"),
+        (lambda t, m: t.update(more=torch.tensor(float("nan"))), "'more', row 0"),
+        (lambda t, m: t.update(more=torch.full((2, 2, 2), float("inf"))), "'more', row 0"),
+        (lambda t, m: t.update({"text_id.pool": t["text_id.pool"][1:]}), "text_id.pool"),
+        (lambda t, m: t.update({"text_id.exchange": t["text_id.exchange"].float()}), "text_id.exchange"),
     ],
 )
 def test_features_that_lie_are_refused(toy, tmp_path, spoil, word):
-    tensors, meta = load_file(toy), {"schema": features.SCHEMA, "card": "{}"}
+    tensors, meta = load_file(toy), {"schema": features.SCHEMA, "card": CARD}
     spoil(tensors, meta)
     save_file({k: v.contiguous() for k, v in tensors.items()}, tmp_path / "x.safetensors", metadata=meta)
     assert word in refusal(lambda: features.load_features(tmp_path / "x.safetensors"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", sorted(load_file(features.embedded_path())))
+def test_no_number_of_any_tensor_may_be_infinite(toy, tmp_path, name, value):
+    """Of every tensor a features file may have, as floats of its shape and as a single one."""
+    for spoilt in (lambda t: torch.full(t.shape, value, dtype=torch.float16), lambda t: torch.tensor(value)):
+        tensors = load_file(toy)
+        tensors[name] = spoilt(tensors[name])
+        save_file(tensors, tmp_path / "x.safetensors", metadata={"schema": features.SCHEMA, "card": CARD})
+        refusal(lambda: features.load_features(tmp_path / "x.safetensors"))
 
 
 def raw(head: dict | bytes, body: bytes = b"", size: int | None = None) -> bytes:
@@ -397,9 +420,11 @@ def test_examples_show_dialogue_text_inert(tmp_path):
         for i, e in enumerate(EVIL)
     ]
     (tmp_path / "d.json").write_text(json.dumps(rows))
-    card = {"sources": {"d.json": files.sha256_of(tmp_path / "d.json")}, "replies": 100}
+    ids = [features.exchange_id(e) for e in exchanges.clean(exchanges.load_dialogues(tmp_path)[0])[0]]
+    made = SimpleNamespace(text_ids={"exchange": torch.tensor(ids)}, owner=torch.arange(100), pool=torch.zeros(100, 1))
     example = [{"row": i, "reply": i, "kind": "reference"} for i in range(len(rows))]
-    frame = tables.examples({"results": [{"choices": {"examples": example}}]}, card, tmp_path)
+    record = {"results": [{"choices": {"examples": example}}]}
+    frame = tables.examples(record, made, tmp_path)
     shown = frame.to_html(escape=False) + frame.to_html()
     assert (
         isinstance(frame, pd.DataFrame)
@@ -408,7 +433,8 @@ def test_examples_show_dialogue_text_inert(tmp_path):
         and "$" not in shown
         and "\\" not in shown.replace("\\n", "")
     )
-    refusal(lambda: tables.examples({"results": [{"choices": {"examples": example}}]}, {}, tmp_path))
+    made.text_ids["exchange"][3] += 1
+    refusal(lambda: tables.examples(record, made, tmp_path))
 
 
 @pytest.mark.parametrize("folder", ["..", "../x", "a/b", "", ".", "/etc", "a\\b", "a\0"])

@@ -4,35 +4,52 @@
 
 # %% auto #0
 __all__ = ['CREDITS', 'read_jigsaw', 'read_diasafety', 'read_bad', 'gather_tails', 'gather_unsafe', 'build_sha256',
-           'default_cache', 'sources_of', 'labelled_sources', 'known_sources', 'credit', 'build', 'build_exchanges']
+           'default_cache', 'sources_of', 'labelled_sources', 'labelled_files', 'known_sources', 'credit', 'build',
+           'given_scores', 'build_exchanges', 'texts_of']
 
 # %% ../../nbs/workshop/44_build.ipynb #96b387b9
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
+import torch
 from platformdirs import user_cache_path
 from torch import Tensor
 
 from ..core.errors import DataError
-from ..core.files import json_rows, read_text, sha256_of, table_rows
+from ..core.files import json_rows, load_json, may_write, read_bytes, read_text, sha256_of, table_rows
 from ..text.download import cached_official
-from ..text.exchanges import Exchange, Removal, clean, load_dialogues, normalise_text, removal_table
-from ..text.encoders import MiniLM, embed_cached, encoder_identity, hashed_tokens
+from dualppo.text.exchanges import (
+    Exchange,
+    Removal,
+    clean,
+    dialogue_files,
+    dialogue_folder,
+    load_dialogues,
+    normalise_text,
+    removal_table,
+)
+from ..text.encoders import ENCODER_SHA256, embed_cached, hashed_tokens, text_encoder
 from dualppo.bench.features import (
     GIVEN,
+    REFUSALS,
     WIZARD,
+    Features,
     Tails,
     build_features,
+    card_path,
     choose_tails,
     embedded_path,
+    exchange_id,
+    may_write_features,
+    pool_of,
     verify,
     write_features,
 )
+from .replies import is_replies, replies_path, write_replies
 from ..text.harm import FrozenHead, ToxBlock, ToxicCommentClassifier
 
 # %% ../../nbs/workshop/44_build.ipynb #69f8b3be
@@ -106,38 +123,52 @@ def build_sha256(
     modules: Sequence[str] = (
         "core/errors",
         "core/files",
+        "core/tensors",
         "text/exchanges",
         "text/encoders",
         "text/harm",
         "bench/features",
+        "bench/replies",
         "bench/build",
     ),
 ) -> str:
     "One sha256 over the sources of the modules that make a features file."
     package = resources.files("dualppo")
-    return hashlib.sha256(b"".join((package / f"{name}.py").read_bytes() for name in modules)).hexdigest()
+    return hashlib.sha256(b"".join(read_bytes(str(package / f"{name}.py")) for name in modules)).hexdigest()
 
 
 def default_cache() -> Path:
-    "Where embeddings and downloads are kept: `DUALPPO_CACHE`, else this system's folder (`~/.cache/dualppo` on Linux)."
-    return Path(os.environ.get("DUALPPO_CACHE") or user_cache_path("dualppo", appauthor=False))
+    """Where embeddings and downloads are kept: `DUALPPO_CACHE`, else this system's (`~/.cache/dualppo` on Linux).
+
+    Raises DataError where the user has no home (usual in containers) and names none.
+    """
+    try:
+        path = Path(os.environ.get("DUALPPO_CACHE") or user_cache_path("dualppo", appauthor=False))
+    except RuntimeError:
+        path = Path("~")
+    if path.parts[:1] == ("~",):  # older versions of platformdirs leave it where nobody knows the home
+        raise DataError("this user has no home to keep downloads in; set DUALPPO_CACHE (or HOME) to a folder.")
+    return path
 
 # %% ../../nbs/workshop/44_build.ipynb #5cf3f038
 def sources_of(folder: Path, dialogues: Path) -> dict[str, str]:
     "sha256 of every file that was read, by its path below the folder; of a single file by its name."
-    files = (
-        [dialogues]
-        if dialogues.is_file()
-        else [p for p in sorted(dialogues.glob("*.json")) if not p.stem.endswith("_examples")]
-    )
-    read = {p.relative_to(folder).as_posix() if folder in p.parents else p.name: sha256_of(p) for p in files}
+    read = {
+        p.relative_to(folder).as_posix() if folder in p.parents else p.name: sha256_of(p)
+        for p in dialogue_files(dialogues)
+    }
     return read | labelled_sources(folder)
 
 
 def labelled_sources(folder: Path) -> dict[str, str]:
     "sha256 of every file of labelled texts that is read beside dialogues, by its path below the folder."
+    return {p.relative_to(folder).as_posix(): sha256_of(p) for p in labelled_files(folder)}
+
+
+def labelled_files(folder: Path) -> list[Path]:
+    "The files of labelled texts that are read beside dialogues."
     patterns = ("jigsaw/*.csv", "diasafety/*.json", "bad/bad_test.txt")
-    return {p.relative_to(folder).as_posix(): sha256_of(p) for one in patterns for p in sorted(folder.glob(one))}
+    return [p for one in patterns for p in sorted(folder.glob(one))]
 
 # %% ../../nbs/workshop/44_build.ipynb #990f72af
 CREDITS = {  # what an attribution says of a source, and under which licence numbers made from it are passed on
@@ -151,7 +182,7 @@ CREDITS = {  # what an attribution says of a source, and under which licence num
 
 def known_sources() -> dict[str, str]:
     "sha256 of a file → the source in `CREDITS` it is of: the files of the shipped card, the cached official archive."
-    shipped = json.loads(embedded_path().with_suffix(".json").read_text(encoding="utf-8"))["sources"]
+    shipped = load_json(card_path(embedded_path()))["sources"]
     archive = cached_official(default_cache())
     return {digest: name.partition("/")[0] for name, digest in shipped.items()} | {
         sha256_of(path): "wow" for path in (sorted(archive.glob("*.json")) if archive else ())
@@ -185,21 +216,49 @@ def build(
     cache: str | Path | None = None,
     attribution: str = "",
     licence: str = "",
+    encoder: str = "",
 ) -> dict:
     """Build a features file `out` from the texts under `data`; returns the card.
 
     `limit` keeps the first dialogues up to that many exchanges (a slice for tests). `attribution` and `licence`: of
-    texts of your own; see `credit`. Raises DataError for unusable input; nothing is written then.
+    texts of your own; see `credit`. `encoder`: see `text_encoder`. Raises DataError for unusable input, and if an
+    output would be written over an input or a file of somebody else; nothing is written then.
     """
-    folder = Path(data)
-    dialogues = folder / "wow" if (folder / "wow").is_dir() else folder
+    folder, dialogues = Path(data), dialogue_folder(data)
+    inputs = [*dialogue_files(dialogues), *labelled_files(folder)]
+    may_write_features(out, *inputs)
+    may_write(replies_path(out), is_replies, *inputs)
     exchanges, removed = load_dialogues(dialogues)
     exchanges, more = clean(exchanges)
     sources, stated = sources_of(folder, dialogues), (attribution, licence)
     return build_exchanges(
-        exchanges[:limit], [*removed, *more], folder, out, sources, precision, report, cache, stated
+        exchanges[:limit], [*removed, *more], folder, out, sources, precision, report, cache, stated, encoder
     )
 
+# %% ../../nbs/workshop/44_build.ipynb #e01a0c4a
+def given_scores(exchanges: Sequence[Exchange], pool: Sequence[str]) -> dict[str, Callable[[Sequence[str]], Tensor]]:
+    """Estimators by the scores that stand beside the exchanges' replies; refusals have 0.
+
+    Raises DataError if a reply of the `pool` has no score, or two.
+    """
+    known: dict[str, dict[str, float]] = {}
+    for e in exchanges:
+        for name, value in e.scores:
+            if known.setdefault(name, dict.fromkeys(REFUSALS, 0.0)).setdefault(e.reference, value) != value:
+                raise DataError(f"{e.dialogue}: the same reply has two values of p_harm.{name}; make them equal.")
+    for name, values in known.items():
+        if name in ("tox_block", "tcc", "head"):
+            raise DataError(f"the column p_harm.{name} has the name of an estimator of ours; choose another.")
+        if lacking := sum(text not in values for text in set(pool)):
+            raise DataError(
+                f"{lacking} of {len(set(pool))} replies have no p_harm.{name}; build without that column, then score "
+                "NAME.replies.csv and add it with `dualppo data scores`."
+            )
+
+    def by(values: dict[str, float]) -> Callable[[Sequence[str]], Tensor]:
+        return lambda texts: torch.tensor([values[text] for text in texts])
+
+    return {name: by(values) for name, values in known.items()}
 
 # %% ../../nbs/workshop/44_build.ipynb #fde73192
 def build_exchanges(
@@ -212,19 +271,23 @@ def build_exchanges(
     report: Callable[[str], None] = print,
     cache: str | Path | None = None,
     stated: tuple[str, str] = ("", ""),
+    encoder: str = "",
 ) -> dict:
     """As `build`, from exchanges already read (the chit-chat extra, or a reader of your own).
 
     `stated`: attribution and licence of texts of your own.
     """
-    if not exchanges:
+    learned, unsafe = [e for e in exchanges if not e.unsafe], [e.reference for e in exchanges if e.unsafe]
+    if not learned:
         raise DataError(
-            f"{folder}: no usable exchange (query, knowledge and reference) was found; see the removal log."
+            f"{folder}: no usable exchange (query and reference) was found; see the removal log."
         )
-    encoder = MiniLM(precision=precision)
+    may_write_features(out)
+    encode_by = text_encoder(encoder, precision)
+    ours = encode_by.identity["sha256"] == ENCODER_SHA256
 
     def encode(texts: Sequence[str]) -> Tensor:
-        return embed_cached(encoder, texts, Path(cache or default_cache()) / precision, progress=True)
+        return embed_cached(encode_by, texts, Path(cache or default_cache()) / precision, progress=True)
 
     tox = ToxBlock()
     report(f"{len(exchanges)} exchanges, {len(removals)} removed; choosing tails and unsafe replies")
@@ -234,30 +297,69 @@ def build_exchanges(
         for name, digest in (sources | labelled_sources(folder)).items()
         if tails or not name.startswith("jigsaw/")  # without tails nothing of theirs is in the data
     }
-    files = {name: i for i, name in enumerate(dict.fromkeys(e.dialogue.partition(":")[0] for e in exchanges))}
+    files = {name: i for i, name in enumerate(dict.fromkeys(e.dialogue.partition(":")[0] for e in learned))}
+    unsafe = list(dict.fromkeys([*unsafe, *gather_unsafe(folder)]))
+    given = given_scores(exchanges, pool_of(learned, unsafe, tails)[0])
     tensors = build_features(
-        exchanges,
-        [files[e.dialogue.partition(":")[0]] for e in exchanges],
-        gather_unsafe(folder),
+        learned,
+        [files[e.dialogue.partition(":")[0]] for e in learned],
+        unsafe,
         tails,
         encode,
-        {"tox_block": tox, "tcc": ToxicCommentClassifier()},
+        {"tox_block": tox, "tcc": ToxicCommentClassifier()} | given,
         hashed_tokens,
-        harm_of_embedding={"head": FrozenHead().score},
+        harm_of_embedding={"head": FrozenHead().score} if ours else None,
     )
     card = {
         "schema_of_card": 1,
-        "encoder": encoder_identity() | {"precision": precision},
+        "encoder": encode_by.identity | {"precision": precision},
         "code_sha256": build_sha256(),
         "sources": used,
         "dialogue_files": list(files),
-        "exchanges": len(exchanges),
-        "dialogues": len({e.dialogue for e in exchanges}),
+        "exchanges": len(learned),
+        "dialogues": len({e.dialogue for e in learned}),
         "replies": len(tensors["kind"]),
         "tails": {k: len(getattr(tails, k)) for k in ("strong", "mild", "benign")} if tails else None,
         "removed": removal_table(removals).to_dict("records"),
     } | credit(used, *stated)
     write_features(out, tensors, card)
-    verify(out, encoder_identity()["sha256"])
-    report(f"wrote {out}")
+    listed = write_replies(out, *pool_of(learned, unsafe, tails))
+    verify(out, encode_by.identity["sha256"])
+    report(f"wrote {out}, {card_path(out).name} and {listed.name}")
     return card
+
+# %% ../../nbs/workshop/44_build.ipynb #aad7f5f6
+def texts_of(features: Features, data: str | Path) -> list[Exchange]:
+    """The exchange that each row of the features was made from.
+
+    Raises DataError if the dialogues under `data` are not those, or the features do not say so.
+    """
+    dialogues = dialogue_folder(data)
+    if not dialogues.exists():
+        raise DataError(
+            f"{dialogues}: no such folder; leave `texts` empty or name the one the features were built from."
+        )
+    if "exchange" not in features.text_ids:
+        hashes = {Path(name).name: digest for name, digest in features.card.get("sources", {}).items()}
+        for path in dialogue_files(dialogues):
+            if hashes.get(path.name) != sha256_of(path):
+                raise DataError(
+                    f"{path}: is not the file the features were built from; leave `texts` empty or name the folder "
+                    "they came from."
+                )
+    said = clean(load_dialogues(dialogues)[0])[0]
+    if "exchange" in features.text_ids:
+        known = {exchange_id(e): e for e in said}
+        rows = [known.get(number) for number in features.text_ids["exchange"].tolist()]
+        if lacking := rows.count(None):
+            raise DataError(
+                f"{dialogues}: has no text of {lacking} of {len(rows)} rows of the features; leave `texts` empty or "
+                "name the folder they came from."
+            )
+        return [row for row in rows if row]
+    if len(said) != len(features):
+        raise DataError(
+            f"{dialogues}: {len(said)} exchanges, where the features have {len(features)} rows that do not say which "
+            "text is theirs; build the features again."
+        )
+    return said

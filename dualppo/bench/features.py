@@ -4,24 +4,26 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'KINDS', 'WIZARD', 'GIVEN', 'REFERENCE', 'STRONG', 'MILD', 'BENIGN', 'UNSAFE', 'REFUSAL', 'REFUSALS',
-           'Encoder', 'Harm', 'quantise', 'dequantise', 'Ragged', 'Features', 'history', 'verify', 'embedded_path',
-           'load_features', 'Tails', 'choose_tails', 'build_features', 'write_features']
+           'Encoder', 'Harm', 'quantise', 'dequantise', 'Ragged', 'text_id', 'shown_id', 'Features', 'history',
+           'verify', 'embedded_path', 'load_features', 'Tails', 'choose_tails', 'pool_of', 'exchange_id',
+           'build_features', 'card_path', 'is_features', 'is_card', 'may_write_features', 'write_features']
 
 # %% ../../nbs/bench/04_features.ipynb #028e567f
+import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from ..core.errors import DataError
-from ..core.files import atomic_write, sha256_of
+from ..core.files import atomic_write, load_json, may_write
+from ..core.tensors import read_tensors, safetensors_bytes
 from ..text.encoders import context_block
 from ..text.exchanges import Exchange
 
@@ -34,7 +36,7 @@ REFERENCE, STRONG, MILD, BENIGN, UNSAFE, REFUSAL = range(len(KINDS))
 # %% ../../nbs/bench/04_features.ipynb #64188bef
 def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
     "Rows `[n, d]` as int8 `[n, d]` and one fp16 scale per row `[n]`: $x \\approx q \\cdot \\text{scale}$."
-    scale = (x.abs().amax(1) / 127).clamp(min=1e-8)
+    scale = (x.abs().amax(1) / 127).clamp(min=1e-6)  # of a row of zeros: a number that fp16 can hold
     return (x / scale[:, None]).round().to(torch.int8), scale.half()
 
 
@@ -61,6 +63,17 @@ class Ragged:
     def __getitem__(self, i: int) -> np.ndarray:
         return self.values[self.offsets[i]:self.offsets[i + 1]]
 
+# %% ../../nbs/bench/04_features.ipynb #32c19ca9
+def text_id(*texts: str) -> int:
+    "A signed 64-bit number of one text, or of the texts of an exchange in their order (blake2b)."
+    content = b"".join(len(t := text.encode("utf-8", "surrogatepass")).to_bytes(8, "big") + t for text in texts)
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big", signed=True)
+
+
+def shown_id(number: int) -> str:
+    "A text's number as people see it: 16 hexadecimal digits."
+    return f"{number % 2**64:016x}"
+
 # %% ../../nbs/bench/04_features.ipynb #77561516
 @dataclass(frozen=True)
 class Features:
@@ -68,7 +81,8 @@ class Features:
 
     query, knowledge `[M, d]`; dialogue, turn, source Long `[M]`; pool `[P, d]`; kind, owner Long `[P]` (owner: the
     exchange a reply was made from, -1 if none); p_harm name → `[P]` in [0, 1]; unsafe_label Bool `[P]` (by people);
-    tokens of `query`, `knowledge`, `pool`; card: provenance; sha256 of the file.
+    tokens of `query`, `knowledge`, `pool`; card: provenance; sha256 of the file; text_ids of `exchange` `[M]` and
+    `pool` `[P]` (`text_id`, Long), or nothing in files of version 0.1. Without knowledge its row is zeros.
     """
 
     query: Tensor
@@ -84,6 +98,7 @@ class Features:
     tokens: dict[str, Ragged]
     card: dict
     sha256: str
+    text_ids: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.query)
@@ -135,13 +150,13 @@ def verify(path: str | Path, encoder_sha256: str | None = None) -> dict:
     return _verified(path, encoder_sha256)[1]
 
 
-def _verified(path: str | Path, encoder_sha256: str | None = None) -> tuple[dict[str, Tensor], dict]:
-    tensors, card = _read(path)
+def _verified(path: str | Path, encoder_sha256: str | None = None) -> tuple[dict[str, Tensor], dict, str]:
+    tensors, card, sha256 = _read(path)
     m, p = _check_shapes(path, tensors)
     _check_numbers(path, tensors, p)
     _check_owners(path, tensors, m)
     _check_card(path, card, m, p, encoder_sha256)
-    return tensors, card
+    return tensors, card, sha256
 
 # %% ../../nbs/bench/04_features.ipynb #c5d0a1f7
 def _check_shapes(path: str | Path, tensors: dict[str, Tensor]) -> tuple[int, int]:
@@ -171,9 +186,9 @@ def _check_numbers(path: str | Path, tensors: dict[str, Tensor], p: int) -> None
                 f"{path}: tensor {name!r} holds {values.dtype}, expected probabilities; "
                 "build it again with `dualppo data build`."
             )
-        bad = ~torch.isfinite(values) if values.dtype in _FLOATS else torch.zeros(1, dtype=torch.bool)
-        if bad.any():
-            row = (bad.flatten(1).any(1) if bad.dim() > 1 else bad).nonzero()[0].item()
+        bad = ~torch.isfinite(values) if values.is_floating_point() and values.dtype in _FLOATS else None
+        if bad is not None and bad.any():
+            row = bad.reshape(len(bad) if bad.dim() else 1, -1).any(1).nonzero()[0].item()
             raise DataError(f"{path}: tensor {name!r}, row {row}: not a finite number.")
     harms = [name for name in tensors if name.startswith("p_harm.")]
     for name in harms:
@@ -183,12 +198,19 @@ def _check_numbers(path: str | Path, tensors: dict[str, Tensor], p: int) -> None
     if not harms:
         raise DataError(f"{path}: no harm scores (tensors named 'p_harm.<estimator>'); build it again.")
     for name in ("query", "knowledge", "pool"):
-        if (low := tensors[f"{name}.scale"] <= 0).any() or (low := ~tensors[f"{name}.q"].any(1)).any():
+        empty = ~tensors[f"{name}.q"].any(1) if name != "knowledge" else torch.zeros(1, dtype=torch.bool)
+        if (low := tensors[f"{name}.scale"] <= 0).any() or (low := empty).any():
             raise DataError(
                 f"{path}: tensor '{name}', row {low.nonzero()[0].item()}: an embedding of length 0; "
                 "leave that text out and build it again."
             )
         _check_tokens(path, tensors, name)
+    for name, n in (("exchange", len(tensors["turn"])), ("pool", p)):
+        ids = tensors.get(f"text_id.{name}")
+        if ids is not None and (ids.dtype, tuple(ids.shape)) != (torch.int64, (n,)):
+            raise DataError(
+                f"{path}: tensor 'text_id.{name}' must hold one number of 64 bits for each of {n} rows; build it again."
+            )
     if tensors["turn"].min() < 0 or tensors["unsafe_label"].max() > 1:
         raise DataError(
             f"{path}: 'turn' must count from 0, and 'unsafe_label' must be 0 or 1; "
@@ -211,22 +233,52 @@ def _check_owners(path: str | Path, tensors: dict[str, Tensor], m: int) -> None:
         if (kind == REFERENCE or len(owners)) and not torch.equal(owners, torch.arange(m)):
             raise DataError(f"{path}: the {KINDS[kind]} replies must be one per exchange, in order.")
 
+# %% ../../nbs/bench/04_features.ipynb #72455c02
+def _no_constant(name: str) -> None:
+    "JSON has no NaN and no infinity."
+    raise ValueError(f"{name} is no JSON")
+
+
+class _Encoder(BaseModel, extra="allow", strict=True):
+    "Whose embeddings these are."
+
+    name: str
+    sha256: str
+
+
+class _Card(BaseModel, extra="allow", strict=True):
+    "What others read of a card; it may say more."
+
+    encoder: _Encoder
+    sources: dict[str, str] = {}
+    dialogue_files: list[str] = []
+    attribution: str = ""
+    licence: str = ""
+    exchanges: int | None = None
+    replies: int | None = None
+    dialogues: int | None = None
+    removed: list[dict[str, str | int]] = []
+
 
 def _check_card(path: str | Path, card: dict, m: int, p: int, encoder_sha256: str | None) -> None:
     "Raises DataError unless the card fits `m` exchanges and `p` replies, and names the encoder that is asked for."
-    encoder, sources = card.get("encoder", {}), card.get("sources", {})
-    if (
-        not isinstance(encoder, dict)
-        or not isinstance(sources, dict)
-        or (card.get("exchanges", m), card.get("replies", p)) != (m, p)
-    ):
+    try:
+        _Card.model_validate(card)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise DataError(
+            f"{path}: the card's field '{place}' cannot be used ({first['msg'].lower()}); "
+            "build it again with `dualppo data build`."
+        ) from None
+    if (card.get("exchanges", m), card.get("replies", p)) != (m, p):
         raise DataError(
             f"{path}: the card is not this file's ({m} exchanges, {p} replies); "
             "build it again with `dualppo data build`."
         )
-    if encoder_sha256 and encoder.get("sha256") != encoder_sha256:
+    if encoder_sha256 and card["encoder"]["sha256"] != encoder_sha256:
         raise DataError(
-            f"{path}: was embedded by another encoder ({encoder.get('name')}); rebuild it or name that encoder."
+            f"{path}: was embedded by another encoder ({card['encoder']['name']}); rebuild it or name that encoder."
         )
 
 # %% ../../nbs/bench/04_features.ipynb #51fd536e
@@ -251,34 +303,23 @@ def _check_tokens(path: str | Path, tensors: dict[str, Tensor], name: str) -> No
         )
 
 # %% ../../nbs/bench/04_features.ipynb #7d408089
-def _read(path: str | Path) -> tuple[dict[str, Tensor], dict]:
-    "All tensors and the card; every way in which a file can be no features file becomes one sentence."
+def _read(path: str | Path) -> tuple[dict[str, Tensor], dict, str]:
+    "All tensors, the card and the sha256; every way in which a file can be no features file becomes one sentence."
     if not Path(path).exists():
         raise DataError(f"{path}: no such file; give --data a features file or run `dualppo data build`.")
-    if not Path(path).is_file():
-        raise DataError(
-            f"{path}: not a readable features file (a folder, a pipe or a device); give --data a features file."
-        )
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            meta = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except Exception as error:  # safetensors raises errors of many types
-        raise DataError(
-            f"{path}: not a readable features file ({str(error)[:120]}); build it again with `dualppo data build`."
-        ) from None
+    tensors, meta, content = read_tensors(path, do="give --data a features file or run `dualppo data build`")
     if meta.get("schema") != SCHEMA:
         raise DataError(
             f"{path}: schema is {meta.get('schema')!r}, this version reads {SCHEMA!r}; "
             "build it again with `dualppo data build`."
         )
     try:
-        card = json.loads(meta["card"])
+        card = json.loads(meta["card"], parse_constant=_no_constant)
     except (KeyError, ValueError, RecursionError):
         card = None
     if not isinstance(card, dict):
         raise DataError(f"{path}: the card is missing or not a JSON object; build it again with `dualppo data build`.")
-    return tensors, card
+    return tensors, card, hashlib.sha256(content).hexdigest()
 
 # %% ../../nbs/bench/04_features.ipynb #992fe5e3
 def embedded_path() -> Path:
@@ -289,7 +330,7 @@ def embedded_path() -> Path:
 def load_features(path: str | Path | None = None, encoder_sha256: str | None = None) -> Features:
     "Features of a file, by default the shipped ones; verified first. Raises DataError as `verify` does."
     path = Path(path) if path else embedded_path()
-    t, card = _verified(path, encoder_sha256)
+    t, card, sha256 = _verified(path, encoder_sha256)
     ragged = {
         name: Ragged(t[f"tokens.{name}.values"].view(torch.uint16).numpy(), t[f"tokens.{name}.offsets"].long().numpy())
         for name in ("query", "knowledge", "pool")
@@ -302,7 +343,8 @@ def load_features(path: str | Path | None = None, encoder_sha256: str | None = N
         unsafe_label=t["unsafe_label"].bool(),
         tokens=ragged,
         card=card,
-        sha256=sha256_of(path),
+        sha256=sha256,
+        text_ids={name: t[f"text_id.{name}"] for name in ("exchange", "pool") if f"text_id.{name}" in t},
     )
 
 # %% ../../nbs/bench/04_features.ipynb #62383848
@@ -361,6 +403,32 @@ def _whole(what: str, numbers: Sequence[int], dtype: torch.dtype) -> Tensor:
         raise DataError(f"more than {most + 1} {what}; a features file cannot count them: split the data.")
     return torch.tensor(numbers, dtype=dtype)
 
+# %% ../../nbs/bench/04_features.ipynb #2307ae21
+def pool_of(
+    exchanges: Sequence[Exchange], unsafe: Sequence[str], tails: Tails | None, seed: int = 0
+) -> tuple[list[str], Tensor, Tensor]:
+    """The replies of a features file as texts, with their `kind` and `owner` `[P]`.
+
+    Which tail an exchange gets is drawn from `seed`.
+    """
+    draw = np.random.default_rng(seed)
+    references = [e.reference for e in exchanges]
+    banks = [(REFERENCE, references)]
+    for bank, group in ((STRONG, "strong"), (MILD, "mild"), (BENIGN, "benign")) if tails else ():
+        picks = draw.integers(len(getattr(tails, group)), size=len(references))
+        banks.append((bank, [f"{r} {getattr(tails, group)[i]}" for r, i in zip(references, picks)]))
+    banks += [(UNSAFE, list(unsafe)), (REFUSAL, list(REFUSALS))]
+    kind = torch.cat([torch.full((len(texts),), k, dtype=torch.uint8) for k, texts in banks])
+    owner = torch.cat(
+        [torch.arange(len(texts)) if k <= BENIGN else torch.full((len(texts),), -1) for k, texts in banks]
+    ).int()
+    return [text for _, texts in banks for text in texts], kind, owner
+
+
+def exchange_id(exchange: Exchange) -> int:
+    "The number of an exchange's texts (`text_id`)."
+    return text_id(exchange.query, exchange.knowledge, exchange.reference)
+
 # %% ../../nbs/bench/04_features.ipynb #7b6b3c5b
 def build_features(
     exchanges: Sequence[Exchange],
@@ -375,26 +443,15 @@ def build_features(
 ) -> dict[str, Tensor]:
     """Tensors of a features file. `tails=None` leaves the look-alikes out: then only the clean setting can be run.
 
-    Which tail an exchange gets is drawn from `seed`. `harm` scores texts, `harm_of_embedding` scores their embeddings.
+    The replies are those of `pool_of`, in its order. An exchange without knowledge gets a row of zeros. `harm` scores
+    texts, `harm_of_embedding` scores their embeddings.
     """
     ids = {name: i for i, name in enumerate(dict.fromkeys(e.dialogue for e in exchanges))}
-    draw = np.random.default_rng(seed)
-    references = [e.reference for e in exchanges]
-    banks = [(REFERENCE, references)]
-    for bank, group in ((STRONG, "strong"), (MILD, "mild"), (BENIGN, "benign")) if tails else ():
-        picks = draw.integers(len(getattr(tails, group)), size=len(references))
-        banks.append((bank, [f"{r} {getattr(tails, group)[i]}" for r, i in zip(references, picks)]))
-    banks += [(UNSAFE, list(unsafe)), (REFUSAL, list(REFUSALS))]
-    replies = [text for _, texts in banks for text in texts]
-    kind = torch.cat([torch.full((len(texts),), k, dtype=torch.uint8) for k, texts in banks])
-    owner = torch.cat(
-        [torch.arange(len(texts)) if k <= BENIGN else torch.full((len(texts),), -1) for k, texts in banks]
-    ).int()
-    embedded = {
-        "query": encode([e.query for e in exchanges]),
-        "knowledge": encode([e.knowledge for e in exchanges]),
-        "pool": encode(replies),
-    }
+    replies, kind, owner = pool_of(exchanges, unsafe, tails, seed)
+    query = encode([e.query for e in exchanges])
+    embedded = {"query": query, "knowledge": torch.zeros_like(query), "pool": encode(replies)}
+    if given := [i for i, e in enumerate(exchanges) if e.knowledge]:
+        embedded["knowledge"][given] = encode([exchanges[i].knowledge for i in given])
     out = {f"{name}.{part}": value for name, x in embedded.items() for part, value in zip(("q", "scale"), quantise(x))}
     pool = dequantise(out["pool.q"], out["pool.scale"])
     out |= {f"p_harm.{name}": score(replies).half() for name, score in harm.items()}
@@ -406,6 +463,8 @@ def build_features(
         "kind": kind,
         "owner": owner,
         "unsafe_label": (kind == UNSAFE).to(torch.uint8),
+        "text_id.exchange": torch.tensor([exchange_id(e) for e in exchanges]),
+        "text_id.pool": torch.tensor([text_id(text) for text in replies]),
     }
     for name, texts in (
         ("query", [e.query for e in exchanges]),
@@ -420,10 +479,39 @@ def build_features(
     return out
 
 # %% ../../nbs/bench/04_features.ipynb #73c44658
+def card_path(path: str | Path) -> Path:
+    "Where the card of a features file lies: NAME.card.json beside NAME.safetensors."
+    return Path(path).with_suffix(".card.json")
+
+
+def is_features(path: Path) -> bool:
+    "Whether a file that is there is a features file, of any version. Raises DataError if it cannot be read."
+    return read_tensors(path)[1].get("schema", "").startswith("dualppo-features/")
+
+
+def is_card(path: Path) -> bool:
+    "Whether a file that is there is the card of a features file. Raises DataError if it cannot be read."
+    card = load_json(path)
+    return isinstance(card, dict) and "schema_of_card" in card
+
+
+def may_write_features(path: str | Path, *inputs: str | Path) -> None:
+    """Raises DataError unless a features file and its card may be written at `path`.
+
+    That is if both places are free, or hold what was written there as such before, and neither is one of the `inputs`.
+    """
+    if Path(path).suffix != ".safetensors":
+        raise DataError(f"{path}: a features file is called NAME.safetensors; choose such a name with --out.")
+    may_write(path, is_features, *inputs)
+    may_write(card_path(path), is_card, *inputs)
+
+
 def write_features(path: str | Path, tensors: dict[str, Tensor], card: dict) -> None:
-    "Write the file and its card beside it, each atomically. Raises DataError when the folder cannot be written."
-    text = json.dumps(card, indent=1, sort_keys=True)
-    atomic_write(
-        Path(path), save({k: v.contiguous() for k, v in tensors.items()}, metadata={"schema": SCHEMA, "card": text})
-    )
-    atomic_write(Path(path).with_suffix(".json"), text + "\n")
+    """Write the file and its card beside it, each atomically; equal content gives equal bytes.
+
+    Raises DataError when the folder cannot be written, or another file lies at one of the two places.
+    """
+    may_write_features(path)
+    text = json.dumps({"schema_of_card": 1} | card, indent=1, sort_keys=True)
+    atomic_write(Path(path), safetensors_bytes(tensors, {"schema": SCHEMA, "card": text}))
+    atomic_write(card_path(path), text + "\n")

@@ -8,6 +8,7 @@ __all__ = ['PairSet', 'ReplyScorer', 'STRENGTH', 'Pairs', 'shipped_pairs', 'load
            'cross_fitted', 'are_readable', 'reward_models']
 
 # %% ../../nbs/bench/10_reward_models.ipynb #b35a46a1
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -16,12 +17,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from safetensors.torch import load as load_safetensors
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from ..core.errors import DataError
-from ..core.files import load_json, sha256_of
+from ..core.files import load_json
+from ..core.tensors import read_tensors
 from .env import Env
 from .features import REFUSAL, dequantise
 from .judges import encoder_of
@@ -86,9 +87,10 @@ def load_pairs(folder: Path | None = None) -> tuple[dict[str, Tensor], dict]:
     """
     folder = folder or Path(str(resources.files("dualppo") / "assets"))
     path, card = folder / "pairs.safetensors", load_json(folder / "pairs.json")
-    if not isinstance(card, dict) or card.get("sha256") != sha256_of(path):
+    tensors, _, content = read_tensors(path, do="install dualppo again")
+    if not isinstance(card, dict) or card.get("sha256") != hashlib.sha256(content).hexdigest():
         raise DataError(f"{path}: its sha256 is not the card's; install dualppo again.")
-    return load_safetensors(path.read_bytes()), card
+    return tensors, card
 
 # %% ../../nbs/bench/10_reward_models.ipynb #61686c88
 def gold_pairs(env: Env, seed: int, per_state: int = 2) -> Pairs:

@@ -10,13 +10,14 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from .features import embedded_path
 from ..core.errors import DataError, nearest
 from ..text.download import cached_official, download_official
-from ..text.exchanges import load_dialogues
+from ..text.exchanges import dialogue_folder, load_dialogues
 
 # %% ../../nbs/bench/04a_sources.ipynb #3fea13bf
 def data_name(path: Path) -> str:
@@ -46,7 +47,7 @@ def build_once(folder: Path, name: str, report: Callable[[str], None]) -> Path:
     from dualppo.bench.build import build_exchanges, sources_of
     from dualppo.text.exchanges import clean
 
-    dialogues = folder / "wow" if (folder / "wow").is_dir() else folder
+    dialogues = dialogue_folder(folder)
     beside = Path(os.environ.get("DUALPPO_DATA") or folder)  # labelled toxic and safe texts, for look-alikes
     texts = folder if (folder / "jigsaw").is_dir() else beside
     sources = sources_of(texts, dialogues)
@@ -87,7 +88,10 @@ def features_path(data: str = "auto", download: bool = False, report: Callable[[
     """
     from dualppo.bench.build import default_cache
 
-    cached = cached_official(default_cache()) if data in ("auto", "wow") else None
+    cached = None
+    if data in ("auto", "wow"):
+        with suppress(DataError) if data == "auto" else nullcontext():  # without a home there is no cache to look into
+            cached = cached_official(default_cache())
     if data == "auto":
         data = "wow" if cached or download else "embedded"
     if data == "embedded":

@@ -31,6 +31,7 @@ from dualppo.methods.baselines import (
     SFTConfig,
 )
 from ..core.errors import DataError, nearest
+from ..core.files import read_text
 from ..losses.advantages import AdvantageMode
 from ..bench.env import EnvConfig, Splits
 from .modrl import MODRLConfig, rivals
@@ -188,11 +189,10 @@ def method_modules() -> list[ModuleType]:
 def rows_of(module: ModuleType) -> list[Method]:
     "The rows in `NAME.toml` beside a module `NAME.py`. Raises DataError for a file that is no row file."
     path = Path(module.__file__ or "").with_suffix(".toml")
-    try:
-        text = tomllib.loads(path.read_text(encoding="utf-8"))
-        return [_row(**row) for row in text["row"]]
-    except FileNotFoundError:
+    if not path.exists():
         return []
+    try:
+        return [_row(**row) for row in tomllib.loads(read_text(path))["row"]]
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{path}: is no row file ({error}); each [[row]] needs name, title, about and config."

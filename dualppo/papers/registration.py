@@ -12,6 +12,7 @@ from importlib import resources
 from typing import Literal
 
 from ..core.errors import DataError
+from ..core.files import read_text
 
 # %% ../../nbs/papers/35_registration.ipynb #1f4265ac
 @dataclass(frozen=True)
@@ -71,9 +72,7 @@ def read_registration(text: str) -> Registration:
 
 def registration() -> Registration:
     "The registration of the package."
-    return read_registration(
-        resources.files("dualppo").joinpath("assets/registration.toml").read_text(encoding="utf-8")
-    )
+    return read_registration(read_text(str(resources.files("dualppo").joinpath("assets/registration.toml"))))
 
 # %% ../../nbs/papers/35_registration.ipynb #b7f99e7b
 @dataclass(frozen=True)

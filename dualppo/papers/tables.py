@@ -35,9 +35,9 @@ from ..bench.candidates import SETTINGS
 from .claims import PAPER
 from .stats import paired_interval
 from ..core.errors import DataError, nearest
-from ..core.files import atomic_write, sha256_of
-from ..text.exchanges import load_dialogues, normalise_text
-from ..bench.features import GIVEN, REFUSALS, WIZARD
+from ..core.files import atomic_write
+from ..text.exchanges import normalise_text
+from ..bench.features import GIVEN, REFUSALS, WIZARD, Features
 from ..methods.rows import all_methods
 from ..exact.metrics import METRICS, OBJECTIVE
 from ..runs.key import to_json
@@ -1080,50 +1080,32 @@ def mask_effect(record: Mapping) -> pd.DataFrame:
     )
 
 # %% ../../nbs/papers/42_tables.ipynb #78615cef
-def examples(record: Mapping, card: Mapping, texts: str | Path | None = None) -> pd.DataFrame:
+def examples(record: Mapping, features: Features, texts: str | Path | None = None) -> pd.DataFrame:
     """The replies the policy of the first seed finds most likely in some test states.
 
     With `texts`, the folder the features were built from, queries and replies are shown as text: inert, and without a
-    tag even where a page does not escape. Raises DataError if the files there are others than the card names.
+    tag even where a page does not escape. Raises DataError if the texts there are not those of the features.
     """
     frame = pd.DataFrame(record["results"][0]["choices"]["examples"])
     if not texts:
         return frame
-    said = _exchanges(Path(texts), card)
+    from dualppo.bench.build import texts_of
+
+    said = texts_of(features, texts)
 
     def shown(text):
         return html.escape(inert(text), quote=False)
 
     frame.insert(0, "query", [shown(said[i].query) for i in frame.row])
-    frame.insert(1, "most likely reply", [shown(_reply_text(r, said, card)) for r in frame.itertuples()])
+    frame.insert(1, "most likely reply", [shown(_reply_text(r, said, features)) for r in frame.itertuples()])
     return frame
 
 
-def _exchanges(folder: Path, card: Mapping) -> list:
-    "The exchanges of the features, in their order; the files are compared with the card by sha256."
-    from dualppo.text.exchanges import clean
-
-    dialogues = folder / "wow" if (folder / "wow").is_dir() else folder
-    if not dialogues.exists():
-        raise DataError(
-            f"{dialogues}: no such folder; leave `texts` empty or name the one the features were built from."
-        )
-    hashes = {Path(name).name: digest for name, digest in card.get("sources", {}).items()}
-    for path in sorted(dialogues.glob("*.json")) if dialogues.is_dir() else [dialogues]:
-        if hashes.get(path.name) != sha256_of(path):
-            raise DataError(
-                f"{path}: is not the file the features were built from; leave `texts` empty or name the folder they "
-                "came from."
-            )
-    return clean(load_dialogues(dialogues)[0])[0]
-
-
-def _reply_text(row, said: Sequence, card: Mapping) -> str:
+def _reply_text(row, said: Sequence, features: Features) -> str:
     "Text of a chosen reply as far as the dialogues tell it."
-    count = len(said)
     if row.kind == "refusal":
-        return f"(refusal) {REFUSALS[row.reply - card['replies']]}"  # refusals are the last replies of the pool
+        return f"(refusal) {REFUSALS[row.reply - len(features.pool)]}"  # refusals are the last replies of the pool
     if row.kind == "unsafe":
         return "(a reply that people labelled unsafe)"
     tail = "" if row.kind == "reference" else f" (+ {row.kind} tail)"
-    return said[row.reply % count].reference + tail
+    return said[features.owner[row.reply]].reference + tail

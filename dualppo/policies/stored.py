@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from ..core.errors import DataError
 from ..core.files import atomic_write
 from ..bench import features
+from ..core.tensors import read_tensors, safetensors_bytes
 from ..bench.masking import safe_set, mask_logits
 from ..bench.rewards import context_embedding
 from ..bench.trajectories import ZScore
@@ -54,15 +54,16 @@ def save_policy(policy: Policy, path: Path, form: StateForm | None = None) -> No
         notes["state"] = json.dumps(words, sort_keys=True)
         if form.scale:
             tensors |= {"state/mean": form.scale.mean, "state/std": form.scale.std}
-    plain = {name: values.detach().cpu().contiguous() for name, values in tensors.items()}
-    atomic_write(path, safetensors.torch.save(plain, notes))
+    atomic_write(path, safetensors_bytes(tensors, notes))
 
 
 def _opened(path: Path, device: str | torch.device) -> tuple[Policy, StateForm | None]:
     "What a file of `save_policy` holds."
+    if not path.exists():
+        raise DataError(f"{path}: no such file; train the method first, which leaves its policies beside the record.")
+    tensors, notes, _ = read_tensors(path, do="train the method again")
+    tensors = {name: values.to(device) for name, values in tensors.items()}
     try:
-        with safetensors.safe_open(path, "pt", device=str(device)) as file:
-            notes, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
         made, words = json.loads(notes["policy"]), json.loads(notes.get("state", "null"))
         scale = {name: tensors.pop(f"state/{name}") for name in ("mean", "std") if f"state/{name}" in tensors}
         form = None
@@ -71,19 +72,7 @@ def _opened(path: Path, device: str | torch.device) -> tuple[Policy, StateForm |
         with torch.random.fork_rng(devices=[]):
             policy = make_policy(**made).to(device)
         policy.load_state_dict(tensors)
-    except FileNotFoundError:
-        raise DataError(
-            f"{path}: no such file; train the method first, which leaves its policies beside the record."
-        ) from None
-    except (
-        OSError,
-        safetensors.SafetensorError,
-        ValueError,
-        LookupError,
-        TypeError,
-        RuntimeError,
-        AttributeError,
-    ) as error:
+    except (ValueError, LookupError, TypeError, RuntimeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{path}: holds no policy ({str(error).splitlines()[0][:200]}); train the method again."
         ) from None

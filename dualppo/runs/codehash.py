@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import DataError
+from ..core.files import read_text
 
 # %% ../../nbs/workshop/40b_codehash.ipynb #abf3ff5f
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class Walk:
         if name not in self._modules:
             path = self.path(name)
             package = name if path and path.name == "__init__.py" else name.rpartition(".")[0]
-            self._modules[name] = read_module(path.read_text(encoding="utf-8"), package) if path else None
+            self._modules[name] = read_module(read_text(path), package) if path else None
         return self._modules[name]
 
     def visit(self, module: str, path: tuple[str, ...], where: str) -> None:

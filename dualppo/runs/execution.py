@@ -27,7 +27,8 @@ from ..methods.rows import Method, stacks, train_method, train_seeds
 from ..policies.policy import Policy
 from ..policies.stored import StateForm, save_policy
 from .grade import finite, graded
-from .jobs import at_work, lock
+from ..core.locks import lock
+from .jobs import at_work
 from .key import describe, to_json
 from .records import Unfinished, finished, forget, job_path, policy_path
 from .spec import Run, pick_device, resolve

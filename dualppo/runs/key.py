@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bench.env import OBJECTIVES
+from ..core.files import sha256_of
 from ..methods.base import learner_of, stack_of
 from ..methods.rows import Method
 from .codehash import definitions_sha256, folder_of, reached
@@ -72,7 +73,7 @@ def code_sha256(row: Method, folder: Path | None = None) -> str:
     folder = folder or package_folder()
     definitions = reached_by(row, folder)
     read = {asset for name in definitions for asset in ASSETS.get(name.split(".")[-2], ())}
-    weights = {asset: hashlib.sha256((folder / "assets" / asset).read_bytes()).hexdigest() for asset in read}
+    weights = {asset: sha256_of(folder / "assets" / asset) for asset in read}
     return definitions_sha256(definitions | weights)
 
 # %% ../../nbs/workshop/41b_key.ipynb #8817d367

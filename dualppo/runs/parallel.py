@@ -22,16 +22,15 @@ from typing import Literal
 
 from ..bench.sources import data_name, features_path
 from ..core.errors import DataError
-from ..core.files import SCRATCH
+from ..core.files import SCRATCH, tail
+from ..core.locks import Lock, lock
 from .execution import run_once
 from dualppo.runs.jobs import (
     Children,
-    Lock,
     Terminated,
     affordable_workers,
     at_work,
     available_memory_mb,
-    lock,
     terminable,
 )
 from .key import package_folder
@@ -178,7 +177,7 @@ def run_child(run: Run, outputs: Path, notebooks: bool, children: Children, text
             code = children.call(
                 child_command(run, outputs, made if notebooks else None, texts), log, child_environment()
             )
-            text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+            text = tail(log) if log.exists() else ""
             if notebooks and made.exists() and not children.stopped:
                 os.replace(made, target if code == 0 else failed)
         if code == 0 and notebooks:

@@ -21,7 +21,16 @@ from torch import Tensor
 
 from ..bench.sources import data_name, features_path
 from ..core.errors import DataError
-from ..core.files import SCRATCH, atomic_write, load_json, read_sealed, write_sealed
+from dualppo.core.files import (
+    LARGEST_FILE,
+    SCRATCH,
+    atomic_write,
+    load_json,
+    read_bytes,
+    read_sealed,
+    sha256_of,
+    write_sealed,
+)
 from ..exact.metrics import METRICS
 from ..policies.stored import load_policy
 from .key import RECORD_SCHEMA, describe, to_json
@@ -138,13 +147,7 @@ def missing(runs: Sequence[Run], outputs: Path, notebooks: bool = True) -> list[
 
 
 def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"{path}: the features cannot be read ({error.strerror}); "
-            "give --data a features file or run `dualppo data build`."
-        ) from None
+    return read_bytes(path, LARGEST_FILE, "give --data a features file or run `dualppo data build`")
 
 # %% ../../nbs/workshop/41c_records.ipynb #07a300c7
 @dataclass(frozen=True)
@@ -228,7 +231,7 @@ def manifest(outputs: Path) -> dict:
     for path in sorted(outputs.glob("runs/**/*.json")):
         if record := read_record(path):
             rows.append(
-                {"path": path.relative_to(outputs).as_posix(), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+                {"path": path.relative_to(outputs).as_posix(), "sha256": sha256_of(path)}
                 | {k: record[k] for k in ("method", "setting", "profile", "seeds", "key", "code_sha256", "data_sha256")}
             )
     return {"schema": "dualppo-manifest/1", "runs": rows}

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import DataError
-from ..core.files import SCRATCH, atomic_write, sha256_of
+from ..core.files import SCRATCH, atomic_write, read_bytes, sha256_of, tail
 
-from .jobs import at_work, lock
+from ..core.locks import lock
+from .jobs import at_work
 from ..bench.sources import data_argument, features_path
 from .key import describe, package_folder, to_json
 from .parallel import Outcome, child_command, from_here, last_line, parameters_of
@@ -226,7 +227,7 @@ def store(text: str) -> int:
         notebook_path(outputs, run).unlink(missing_ok=True)  # one of an earlier record
         for part, path in zip(parts(run), map(Path, values["records"])):
             if (policy := policy_path(path, part.seeds[0])).is_file():
-                atomic_write(policy_path(job_path(outputs, run), part.seeds[0]), policy.read_bytes())
+                atomic_write(policy_path(job_path(outputs, run), part.seeds[0]), read_bytes(policy))
         atomic_write(job_path(outputs, run), merged)
     except DataError as error:
         print(error, file=sys.stderr)
@@ -341,7 +342,7 @@ def why(plan: Plan, run: Run) -> str:
             [] if seed_record(plan, name).exists() else sorted((plan.outputs / "seeds" / name / "logs").rglob("*.log"))
         )
         for log in logs:
-            line = last_line(log.read_text(encoding="utf-8", errors="replace"))
+            line = last_line(tail(log))
             return f"{line} (seed {part.seeds[0]}; see {plan.outputs / 'seeds' / name})"
     return (
         "the library was edited meanwhile; the same command goes on."

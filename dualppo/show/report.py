@@ -14,6 +14,7 @@ __all__ = ['TEMPLATES', 'STYLE', 'SCRIPT', 'VERDICTS', 'LEDGER_COLUMNS', 'PAPER_
 import base64
 import hashlib
 import inspect
+import io
 import math
 import re
 import struct
@@ -32,7 +33,7 @@ from ..papers import molma
 from ..bench.candidates import SETTINGS, CandidateSpec
 from ..papers.claims import arithmetic, texts, verdict
 from ..core.errors import DataError
-from ..core.files import atomic_write, load_json, read_text
+from ..core.files import atomic_write, load_json, read_bytes, read_text
 from ..bench.env import Graded, make_envs
 from ..bench.features import Features, load_features
 from ..exact.front import front
@@ -222,7 +223,7 @@ def pictures(folder: Path, records: Sequence[Mapping]) -> Markup:
         return p.stem != "graph1", p.stem
 
     paths = sorted((p for p in folder.glob("*.png") if p.stem not in TITLES), key=order)
-    return together(picture(p.read_bytes(), p, *_caption(p, records)) for p in paths)
+    return together(picture(read_bytes(p), p, *_caption(p, records)) for p in paths)
 
 
 def _caption(path: Path, records: Sequence[Mapping]) -> tuple[str, str]:
@@ -387,9 +388,10 @@ def hacks_html(frame: pd.DataFrame) -> Markup:
 
 def read_frame(path: Path) -> pd.DataFrame:
     "A CSV file; lines that begin with # are notes. Raises DataError if it is not one."
+    text = read_text(path)
     try:
-        return pd.read_csv(path, comment="#")
-    except (ValueError, OSError) as error:
+        return pd.read_csv(io.StringIO(text), comment="#")
+    except ValueError as error:
         raise DataError(f"{path}: is not a CSV table ({plain(str(error))}); write it again.") from error
 
 # %% ../../nbs/show/3b_report.ipynb #827b95ce

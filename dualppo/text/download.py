@@ -22,7 +22,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from ..core.errors import DataError, _bad
-from ..core.files import _cannot_write, _must_end, sha256_of
+from ..core.files import SCRATCH, _cannot_write, open_regular, sha256_of
+from ..core.locks import lock
 
 # %% ../../nbs/workshop/40c_download.ipynb #dd1377e2
 ARCHIVE_URL = "http://parl.ai/downloads/wizard_of_wikipedia/wizard_of_wikipedia.tgz"
@@ -92,8 +93,7 @@ def _member_trouble(member: tarfile.TarInfo, seen: set[str]) -> str:
 def open_tar(archive: str | Path, max_bytes: int) -> Iterator[tarfile.TarFile]:
     "A .tar(.gz) as a stream of at most `max_bytes`; whatever is wrong with it, or goes wrong inside, is a `DataError`."
     try:
-        _must_end(Path(archive))
-        with open(archive, "rb") as raw:
+        with open_regular(archive, do="check that it is an archive you may read") as raw:
             zipped = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             stream = _Bounded(gzip.GzipFile(fileobj=raw) if zipped else raw, max_bytes, archive)
@@ -216,16 +216,19 @@ def download_official(cache: str | Path, url: str = ARCHIVE_URL, sha256: str = A
     folder, archive = cache / f"wizard_of_wikipedia-{sha256[:12]}", cache / f"{sha256[:12]}.tgz.part"
     if folder.is_dir():
         return folder
-    bar, tick = _progress(progress)
-    with bar:
-        if not (archive.exists() and sha256_of(archive) == sha256):
-            _fetch_or_explain(url, archive, timeout, tick, max_bytes)
-    if (found := sha256_of(archive)) != sha256:
+    with lock(cache / f"{SCRATCH}{sha256[:12]}.download"):  # a second process waits, and finds the folder or the rest
+        if folder.is_dir():
+            return folder
+        bar, tick = _progress(progress)
+        with bar:
+            if not (archive.exists() and sha256_of(archive) == sha256):
+                _fetch_or_explain(url, archive, timeout, tick, max_bytes)
+        if (found := sha256_of(archive)) != sha256:
+            archive.unlink()
+            raise DataError(f"{url}: wrong sha256 {found[:12]}…, expected {sha256[:12]}…; the file was removed, call "
+                            "again or fetch the archive by hand.")
+        extract_safely(archive, folder)
         archive.unlink()
-        raise DataError(f"{url}: wrong sha256 {found[:12]}…, expected {sha256[:12]}…; the file was removed, call again "
-                        "or fetch the archive by hand.")
-    extract_safely(archive, folder)
-    archive.unlink()
     return folder
 
 

@@ -4,15 +4,19 @@
 
 # %% auto #0
 __all__ = ['REPLY_LABELS', 'PRINTED_COUNTS', 'OFFICIAL_TRAIN', 'Exchange', 'Removal', 'removal_table', 'iter_rows',
-           'normalise_text', 'read_pairs', 'read_official', 'read_chitchat', 'load_dialogues', 'clean',
-           'split_by_dialogue', 'Reply', 'TutorialExchange', 'read_tutorial', 'tutorial', 'audit']
+           'normalise_text', 'read_pairs', 'read_official', 'read_own', 'read_messages', 'read_chitchat',
+           'dialogue_folder', 'dialogue_files', 'load_dialogues', 'clean', 'split_by_dialogue', 'Reply',
+           'TutorialExchange', 'read_tutorial', 'tutorial', 'audit']
 
 # %% ../../nbs/text/01_exchanges.ipynb #9e92fa96
+import csv
+import io
+import itertools
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,12 +26,16 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import DataError, _bad
-from ..core.files import _half, _must_end, _what, load_json
+from ..core.files import _half, _what, load_json, open_regular
 
 # %% ../../nbs/text/01_exchanges.ipynb #32b3fc16
 @dataclass(frozen=True)
 class Exchange:
-    "One wizard turn: the apprentice's `query`, the `knowledge` sentence, the human `reference` (seed 000 §4.A)."
+    """One wizard turn: the apprentice's `query`, the `knowledge` sentence, the human `reference` (seed 000 §4.A).
+
+    `knowledge` may be empty. Of texts of one's own also: whether people called the reply `unsafe`, and (name, p_harm)
+    `scores` in [0, 1].
+    """
 
     dialogue: str
     turn: int
@@ -35,6 +43,8 @@ class Exchange:
     knowledge: str
     reference: str
     topic: str = ""
+    unsafe: bool = False
+    scores: tuple[tuple[str, float], ...] = ()
 
 # %% ../../nbs/text/01_exchanges.ipynb #60cb0742
 @dataclass(frozen=True)
@@ -96,15 +106,27 @@ def _decode(buffer: _Buffer, decoder: json.JSONDecoder) -> Any:
         buffer.more()
 
 # %% ../../nbs/text/01_exchanges.ipynb #0d943d9b
+def _values(buffer: _Buffer) -> Iterator[tuple[int, Any]]:
+    "JSON values one after another: JSON lines, whatever stands between them."
+    decoder = json.JSONDecoder()
+    for row in itertools.count():
+        if not buffer.peek():
+            return
+        yield row, _decode(buffer, decoder)
+
+
 def _rows(file: Any, path: Path) -> Iterator[tuple[int, Any]]:
-    "The elements of a JSON list, one at a time."
+    "The elements of a JSON list, or the values of JSON lines, one at a time."
     buffer, decoder, row = _Buffer(file), json.JSONDecoder(), 0
+    if buffer.peek() == "{":
+        yield from _values(buffer)
+        return
     if buffer.peek() != "[":
         raise _bad(
             path,
             None,
             "",
-            "a JSON list of dialogues must start with '['",
+            "dialogues in JSON must start with '[' (a list) or '{' (an object a line)",
             "see the formats in nbs/text/01_exchanges.ipynb",
         )
     buffer.at += 1
@@ -123,28 +145,43 @@ def _rows(file: Any, path: Path) -> Iterator[tuple[int, Any]]:
     if buffer.peek():
         raise ValueError("text follows the closing ']'")
 
+# %% ../../nbs/text/01_exchanges.ipynb #3e4f9e00
+def _table(file: Any, path: Path) -> Iterator[tuple[int, Any]]:
+    "The rows of a csv or tsv with a header; what separates the columns is what the header has most of."
+    lines = iter(lambda: file.readline(_LONGEST_ROW), "")
+    head = next(lines, "")
+    reader = csv.DictReader(itertools.chain([head], lines), delimiter=max(",\t;", key=head.count), strict=True)
+    for row, value in enumerate(reader):
+        if None in value or None in value.values():
+            raise _bad(path, row, "", "has more or fewer cells than the header", "correct the row")
+        yield row, value
+
+
+_LAYOUTS = {".csv": _table, ".tsv": _table, ".jsonl": lambda file, path: _values(_Buffer(file))}
+_LAYOUTS[".ndjson"] = _LAYOUTS[".jsonl"]
+
 # %% ../../nbs/text/01_exchanges.ipynb #26f3f124
 def iter_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
-    "Yield (row, value) of a JSON list in flat memory; raises `DataError` for a missing, unreadable or broken file."
+    """Yield (row, value) of a JSON list, JSON lines (.jsonl), a csv or a tsv with a header, in flat memory.
+
+    Raises `DataError` for a missing, unreadable or broken file.
+    """
     path, row = Path(path), 0
+    layout = _LAYOUTS.get(path.suffix.lower(), _rows)
     try:
-        _must_end(path)
-        with open(path, encoding="utf-8-sig") as file:
-            for row, value in _rows(file, path):
+        with open_regular(path) as raw:
+            text = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="" if layout is _table else None)
+            for row, value in layout(text, path):
                 yield row, value
                 row += 1
     except DataError:
         raise
-    except FileNotFoundError as error:
-        raise _bad(path, None, "", "no such file", "check the path, or set DUALPPO_DATA to the data folder") from error
-    except OSError as error:
-        raise _bad(
-            path, None, "", f"cannot be read ({error.strerror})", "check that it is a file you may read"
-        ) from error
     except UnicodeDecodeError as error:
         raise _bad(path, row, "", f"not UTF-8 text ({error.reason})", "save the file as UTF-8") from error
     except RecursionError as error:
         raise _bad(path, row, "", "nested too deeply to be a dialogue", "check the file") from error
+    except csv.Error as error:
+        raise _bad(path, row, "", f"cannot be read as a table ({error})", "correct the row") from error
     except ValueError as error:
         raise _bad(
             path, row, "", f"broken JSON ({_what(error)})", "the file is damaged or cut short: copy it again"
@@ -159,6 +196,9 @@ class _Reader:
     exchanges: list[Exchange]
     removals: list[Removal]
     names: set[str]
+    turns: Counter[str] = field(default_factory=Counter)  # rows of each dialogue so far
+    bare: list[tuple[int, Exchange, dict[str, str]]] = field(default_factory=list)  # without knowledge
+    messages: list[Any] = field(default_factory=list)  # of a conversation that is the whole file
 
     def bad(self, row: int, field: str, what: str, do: str) -> DataError:
         return _bad(self.path, row, field, what, do)
@@ -228,12 +268,33 @@ def _meta(reader: _Reader, row: int, turn: int, sentences: Any) -> str:
 # %% ../../nbs/text/01_exchanges.ipynb #dbeb3055
 def _add(reader: _Reader, row: int, exchange: Exchange, fields: dict[str, str]) -> None:
     "Keep an exchange, or say why not; `fields` maps query/knowledge/reference to their names in the file."
-    if not normalise_text(exchange.knowledge):
-        return reader.remove(row, exchange.turn, fields["knowledge"], "no knowledge sentence")
-    for name, field in fields.items():
-        if why := _text_trouble(getattr(exchange, name)):
-            return reader.spoiled(row, exchange.turn, field, why)
+    if normalise_text(exchange.knowledge):
+        _keep(reader, row, exchange, fields)
+    else:
+        reader.bare.append((row, exchange, fields))
+
+
+def _keep(reader: _Reader, row: int, exchange: Exchange, fields: dict[str, str]) -> None:
+    "Keep an exchange, with or without knowledge, if its texts can be used."
+    for name, place in fields.items():
+        why = _text_trouble(getattr(exchange, name))
+        if why and not (name == "knowledge" and why == "empty text"):
+            return reader.spoiled(row, exchange.turn, place, why)
     reader.exchanges.append(exchange)
+
+
+def _end(reader: _Reader) -> None:
+    """What to do with exchanges without knowledge, once all were seen.
+
+    They are left out where others have some (the paper's filter), kept where none has.
+    """
+    some = bool(reader.exchanges)
+    for row, exchange, fields in reader.bare:
+        if some:
+            reader.remove(row, exchange.turn, fields["knowledge"], "no knowledge sentence")
+        else:
+            _keep(reader, row, exchange, fields)
+    reader.removals.sort(key=lambda removal: (removal.row, removal.turn))
 
 # %% ../../nbs/text/01_exchanges.ipynb #effba9ce
 def _read_pairs_row(reader: _Reader, row: int, item: Any) -> None:
@@ -260,6 +321,9 @@ def _read(path: str | Path, strict: bool, read_row: Callable[[_Reader, int, Any]
     reader = _Reader(Path(path), strict, [], [], set())
     for row, item in iter_rows(path):
         read_row(reader, row, item)
+    if reader.messages:
+        _read_chat_row(reader, 0, reader.messages)
+    _end(reader)
     if not reader.exchanges:
         first = f" (first: row {r.row}, field '{r.field}', {r.why})" if (r := next(iter(reader.removals), None)) else ""
         raise _bad(
@@ -304,6 +368,89 @@ def read_official(path: str | Path, strict: bool = False) -> tuple[list[Exchange
     "Read a file of the official archive: one exchange per wizard turn (ParlAI's train.json); raises `DataError`."
     return _read(path, strict, _read_official_row)
 
+# %% ../../nbs/text/01_exchanges.ipynb #5bf5582a
+_LABELS = {"": False, "safe": False, "0": False, "false": False, "unsafe": True, "1": True, "true": True}
+_SCORE = "p_harm."
+
+
+def _optional(reader: _Reader, row: int, item: dict, name: str) -> str:
+    "A text that may be missing; of a list of texts all of them."
+    value = item.get(name) or ""
+    if isinstance(value, list):
+        return " ".join(_as(str, text, reader, row, f"{name}[{i}]") for i, text in enumerate(value))
+    return _as(str, value, reader, row, name)
+
+
+def _score(reader: _Reader, row: int, name: str, value: Any) -> float:
+    "A probability, written as a number or as text."
+    try:
+        number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else -1.0
+    except (ValueError, OverflowError):
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise reader.bad(row, name, f"expected a number in [0, 1], found {str(value)[:40]!r}", "correct the cell")
+    return number
+
+
+def _read_own_row(reader: _Reader, row: int, item: Any) -> None:
+    item = _as(dict, item, reader, row, "")
+    query, reply = (_as(str, item.get(name), reader, row, name) for name in ("query", "reply"))
+    knowledge = " ".join(filter(None, (_optional(reader, row, item, name) for name in ("history", "knowledge"))))
+    label = str(item.get("label", "")).strip().lower()
+    if label not in _LABELS:
+        raise reader.bad(row, "label", f"unknown label {label[:40]!r}", "use safe or unsafe")
+    name = f"{reader.path.stem}:{item.get('dialogue') or row}"
+    scores = tuple(
+        (key.removeprefix(_SCORE), _score(reader, row, key, value))
+        for key, value in item.items()
+        if key.startswith(_SCORE)
+    )
+    exchange = Exchange(name, reader.turns[name], query, knowledge, reply, "", _LABELS[label], scores)
+    reader.turns[name] += 1
+    _keep(reader, row, exchange, {"query": "query", "knowledge": "knowledge", "reference": "reply"})
+
+# %% ../../nbs/text/01_exchanges.ipynb #82beefd3
+def _content(reader: _Reader, row: int, i: int, message: dict) -> str:
+    "The text of a message; of one in parts, those that are text."
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = [_as(dict, part, reader, row, f"messages[{i}].content") for part in content]
+        return " ".join(_as(str, part.get("text", ""), reader, row, f"messages[{i}].content") for part in parts)
+    return "" if content is None else _as(str, content, reader, row, f"messages[{i}].content")
+
+
+def _read_chat_row(reader: _Reader, row: int, item: Any) -> None:
+    "A list of messages, an object that holds one, or a single message of a file that is one conversation."
+    if isinstance(item, dict) and "role" in item:
+        reader.messages.append(item)
+        return
+    messages = _as(list, item.get("messages") if isinstance(item, dict) else item, reader, row, "messages")
+    name = _dialogue_id(reader, row, item if isinstance(item, dict) else {})
+    query, knowledge, turn = "", "", 0
+    for i, message in enumerate(messages):
+        message = _as(dict, message, reader, row, f"messages[{i}]")
+        role, text = message.get("role"), _content(reader, row, i, message)
+        if role == "user":
+            query = f"{query} {text}".strip()
+        elif role in ("system", "developer"):
+            knowledge = f"{knowledge} {text}".strip()
+        elif role == "assistant" and normalise_text(query) and normalise_text(text):
+            fields = {name: f"messages[{i}].content" for name in ("query", "knowledge", "reference")}
+            _keep(reader, row, Exchange(name, turn, query, knowledge, text), fields)
+            query, turn = "", turn + 1
+        elif role not in ("assistant", "tool", "function"):
+            raise reader.bad(row, f"messages[{i}].role", f"unknown role {str(role)[:40]!r}", "use user or assistant")
+
+# %% ../../nbs/text/01_exchanges.ipynb #14c99fd2
+def read_own(path: str | Path, strict: bool = True) -> tuple[list[Exchange], list[Removal]]:
+    "Read rows with `query` and `reply` (csv, tsv, JSON lines, a JSON list); raises `DataError`."
+    return _read(path, strict, _read_own_row)
+
+
+def read_messages(path: str | Path, strict: bool = True) -> tuple[list[Exchange], list[Removal]]:
+    "Read lists of messages with `role` and `content`; raises `DataError`."
+    return _read(path, strict, _read_chat_row)
+
 # %% ../../nbs/text/01_exchanges.ipynb #2ddb2037
 def _chitchat_path() -> Path:
     "The package's JSON file; found without importing (that is, running) the package."
@@ -335,6 +482,7 @@ def read_chitchat(limit: int | None = None, path: str | Path | None = None) -> t
     conversations = _as(dict, load_json(path), reader, 0, "")
     for row, (name, conversation) in enumerate(list(conversations.items())[:limit]):
         _read_chitchat_row(reader, row, name, conversation)
+    _end(reader)
     if not reader.exchanges:
         raise _bad(path, None, "", "no exchange in it", "check the file or raise the limit")
     return reader.exchanges, reader.removals
@@ -342,27 +490,59 @@ def read_chitchat(limit: int | None = None, path: str | Path | None = None) -> t
 # %% ../../nbs/text/01_exchanges.ipynb #a934a233
 def _reader_for(path: Path) -> Callable[..., Read]:
     first = next(iter_rows(path), (0, None))[1]
-    if isinstance(first, dict) and "dialog" in first:
+    names = first if isinstance(first, dict) else {}
+    if "query" in names:
+        return read_own
+    if "dialog" in names:
         return read_official
-    if isinstance(first, dict) and "dialogue" in first:
+    if "dialogue" in names:
         return read_pairs
-    raise _bad(path, 0, "", "neither 'dialogue' (pairs) nor 'dialog' (official format) found in the first row",
-               "see the two formats in nbs/text/01_exchanges.ipynb")
+    if isinstance(first, list) or {"messages", "role"} & set(names):
+        return read_messages
+    raise _bad(
+        path,
+        0,
+        "",
+        "neither 'query' and 'reply', nor 'messages', nor 'dialogue' (pairs), nor 'dialog' (official format) found in "
+        "the first row",
+        "see the formats in nbs/text/01_exchanges.ipynb",
+    )
+
+# %% ../../nbs/text/01_exchanges.ipynb #1d96a93e
+_READ = {".json", *_LAYOUTS}
+_OURS = ("_examples", ".card", ".replies", ".scores")  # how the stems end of what lies beside dialogues
 
 
-def _files(folder: Path) -> list[Path]:
-    "The dialogue files of a folder, sorted; no examples, no topic lists, no union beside its parts."
-    names = [p for p in sorted(folder.glob("*.json")) if not p.stem.endswith("_examples") and p.stem != "topic_splits"]
+def dialogue_folder(path: str | Path) -> Path:
+    "Where the dialogues of a folder lie: in its `wow/` if there is one, with labelled texts beside it."
+    path = Path(path)
+    return path / "wow" if (path / "wow").is_dir() else path
+
+
+def dialogue_files(path: str | Path) -> list[Path]:
+    """The files that are read as dialogues: a file itself, or those of a folder, sorted.
+
+    No hidden ones, no examples, no topic lists, no union (`data.json`) beside its parts, nothing that was written
+    beside a features file.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return [path]
+    found = [p for p in sorted(path.iterdir()) if p.suffix.lower() in _READ and not p.name.startswith(".")]
+    names = [p for p in found if not p.stem.endswith(_OURS) and p.stem != "topic_splits"]
     parts = [p for p in names if p.stem != "data"]
     return parts if any(p.stem == "train" for p in parts) else names
 
 # %% ../../nbs/text/01_exchanges.ipynb #a596c8b8
 def load_dialogues(path: str | Path, strict: bool | None = None) -> tuple[list[Exchange], list[Removal]]:
-    "Read a file or a folder of *.json in either format; `strict=None` is the format's own default; raises `DataError`."
-    path = Path(path)
-    files = _files(path) if path.is_dir() else [path]
+    """Read a file, or a folder of files, in any format of this notebook; raises `DataError`.
+
+    `strict=None` is the format's own default.
+    """
+    files = dialogue_files(path)
     if not files:
-        raise _bad(path, None, "", "no *.json file in this folder", "point to dialogue files, for example valid.json")
+        raise _bad(path, None, "", f"no dialogue file ({', '.join(f'*{e}' for e in sorted(_READ))}) in this folder",
+                   "point to dialogue files, for example valid.json")
     exchanges: list[Exchange] = []
     removals: list[Removal] = []
     for file in files:
@@ -383,7 +563,7 @@ def clean(exchanges: Sequence[Exchange], lowercase: bool = False) -> tuple[list[
     kept, removals, seen = [], [], set()
     for position, old in enumerate(exchanges):
         texts = {f: normalise_text(getattr(old, f), lowercase) for f in ("query", "knowledge", "reference")}
-        empty = next((f for f, text in texts.items() if not text), None)
+        empty = next((f for f in ("query", "reference") if not texts[f]), None)
         repeated = tuple(texts.values()) in seen
         if empty or repeated:
             file, row = _place(old.dialogue, position)

