@@ -350,8 +350,8 @@ def kept_part(path: Path, shown: Callable[[Path], Markup]) -> Markup:
         return Markup()
     try:
         return shown(path)
-    except (DataError, LookupError, TypeError, ValueError, AttributeError) as error:
-        set_aside(path, f"holds something else ({plain(str(error))[:200]})", "the page is written without it")
+    except DataError as error:
+        set_aside(path, f"cannot be shown ({error})", "the page is written without it")
         return Markup()
 
 
