@@ -14,9 +14,11 @@ endif
 BIN      = $(VENV)/bin
 CARRIERS = $(VENV)/share/dualppo/carriers
 PIP      = $(BIN)/python -m pip --disable-pip-version-check -qq
+# Every file is checked by its sha256. The locks are complete, so nothing is asked for beside them; what torch's CUDA build
+# needs is installed where pip check misses it.
 # Two keys: another Python, other pins, or a moved folder (whose scripts would point nowhere) make the environment anew;
 # other project settings only install the project again, which takes seconds.
-PINS    := $(shell { pwd; $(PYTHON) -c 'import sys; print(sys.version_info[:2])'; cat requirements.lock requirements-carriers.lock; } 2>/dev/null | cksum | tr ' ' '-')
+PINS    := $(shell { pwd; $(PYTHON) -c 'import sys; print(sys.version_info[:2])'; cat requirements*.lock; } 2>/dev/null | cksum | tr ' ' '-')
 SELF    := $(shell cat settings.ini setup.py pyproject.toml | cksum | tr ' ' '-')
 STAMP    = $(VENV)/.stamp-$(PINS)
 
@@ -34,8 +36,9 @@ $(STAMP):
 	$(right-python)
 	@echo "Making $(VENV) with $$($(PYTHON) --version); the first time takes a few minutes and about 2 GB."
 	@rm -rf $(VENV)/.stamp-* && $(PYTHON) -m venv --clear $(VENV)
-	@$(PIP) install -r requirements.lock
-	@$(PIP) download --no-deps -d $(CARRIERS) -r requirements-carriers.lock
+	@$(PIP) install --require-hashes --no-deps -r requirements.lock
+	@$(BIN)/python -m pip check > /dev/null || $(PIP) install --require-hashes --no-deps -r requirements-cuda.lock
+	@$(PIP) download --require-hashes --no-deps -d $(CARRIERS) -r requirements-carriers.lock
 	@touch $@
 
 $(STAMP)-$(SELF): $(STAMP)
@@ -72,9 +75,9 @@ readme: env  ## write the generated parts of README.md from outputs/published
 docs: env  ## the notebooks as HTML in _docs (with quarto where there is one)
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/docs.py
 
-lock:  ## resolve requirements.lock anew
+lock:  ## pin what settings.ini asks for (ARGS=--upgrade: in its newest versions)
 	$(right-python)
-	@$(PYTHON) tools/lock.py
+	@$(PYTHON) tools/lock.py $(ARGS)
 
 clean:  ## remove what was built, keep outputs/
 	rm -rf $(VENV) _docs _proc build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -15,7 +15,6 @@ import contextlib
 import io
 import itertools
 import json
-import os
 import re
 import shlex
 import sys
@@ -44,6 +43,7 @@ from .show.report import write_report
 from .bench.replies import add_scores
 from .bench.sources import data_argument, features_path
 from .runs.execution import run_once
+from .runs.jobs import available_cpus
 from .runs.parallel import Outcome, run_grid
 from .runs.records import check_writable, default_outputs, job_path, profile_folder
 from .runs.spec import PROFILES, Run, cost, grid, pick_device, run_from
@@ -258,7 +258,7 @@ def chosen_seeds(text: str) -> tuple[int, ...]:
 def worker_count(text: str) -> int:
     "Number of processes. Raises DataError unless it is 'auto' or a number from 1 up."
     if text == "auto":
-        return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        return available_cpus()
     if not re.fullmatch("[0-9]{1,6}", text) or int(text) < 1:
         raise DataError(f"workers must be auto or a whole number from 1 up, got {text!r}.")
     return int(text)

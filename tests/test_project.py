@@ -114,39 +114,67 @@ def test_version_is_the_same_everywhere():
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def locked() -> dict[str, str]:
-    pins = {}
-    for line in (ROOT / "requirements.lock").read_text().splitlines():
-        if line and not line.startswith("#"):
-            pin = Requirement(line)
-            (specifier,) = pin.specifier
-            assert specifier.operator == "==", f"requirements.lock: {line!r} is not an exact version"
-            pins[canonicalize_name(pin.name)] = specifier.version
+LOCKS = ("requirements.lock", "requirements-cuda.lock", "requirements-carriers.lock")
+
+
+def entries(name: str) -> dict[Requirement, list[str]]:
+    """What a lock file pins, and the hashes of each."""
+    text = (ROOT / name).read_text().replace(" \\\n", " ")
+    lines = [line.split("--hash=sha256:") for line in text.splitlines() if not line.startswith("#")]
+    return {Requirement(pin): [one.strip() for one in hashes] for pin, *hashes in lines}
+
+
+def locked() -> dict[str, set[str]]:
+    """Name → versions; a marker tells which holds where."""
+    pins: dict[str, set[str]] = {}
+    for pin in entries("requirements.lock"):
+        pins.setdefault(canonicalize_name(pin.name), set()).update(one.version for one in pin.specifier)
     return pins
 
 
 def test_lock_covers_every_requirement():
     pins = locked()
-    assert pins["torch"] == "2.13.0"
+    assert pins["torch"] == {"2.13.0"}
     for key, needs in requirements().items():
         for need in map(Requirement, needs):
-            version = pins.get(canonicalize_name(need.name))
-            assert version, f"settings.ini asks for {need} in {key}, requirements.lock lacks it: run make lock"
-            assert need.specifier.contains(version), f"{key}: {need}, but requirements.lock has {version}"
+            versions = pins.get(canonicalize_name(need.name))
+            assert versions, f"settings.ini asks for {need} in {key}, requirements.lock lacks it: run make lock"
+            assert all(map(need.specifier.contains, versions)), f"{key}: {need}, but requirements.lock has {versions}"
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_every_locked_file_has_its_sha256(name):
+    assert entries(name)
+    for pin, hashes in entries(name).items():
+        assert [one.operator for one in pin.specifier] == ["=="], f"{name}: {pin} is not an exact version"
+        assert hashes and all(re.fullmatch("[0-9a-f]{64}", one) for one in hashes), f"{name}: {pin} has no hashes"
+
+
+def test_the_locks_are_used_by_their_hashes():
+    made = (ROOT / "Makefile").read_text()
+    for name in LOCKS:
+        (line,) = [line for line in made.splitlines() if f"-r {name}" in line]
+        assert f"--require-hashes --no-deps -r {name}" in line or f"-d $(CARRIERS) -r {name}" in line, line
+        assert "--require-hashes" in line
+
+
+def test_one_lock_serves_all_platforms():
+    """The files of a package with compiled code are those of Linux and macOS, not only of the machine that locked."""
+    hashes = {canonicalize_name(pin.name): found for pin, found in entries("requirements.lock").items()}
+    assert all(len(hashes[name]) > 8 for name in ("torch", "numpy", "pandas", "scipy", "safetensors"))
+    assert not any(canonicalize_name(pin.name) in locked() for pin in entries("requirements-cuda.lock"))
 
 
 def test_lock_names_no_host_and_no_option():
-    for name in ("requirements.lock", "requirements-carriers.lock"):
+    for name in LOCKS:
         for line in (ROOT / name).read_text().splitlines():
-            assert line.startswith("#") or not re.search(r"://|^\s*-|@ |file:", line), f"{name}: {line}"
+            said = re.sub(r"^ +--hash=sha256:[0-9a-f]{64}( \\)?$", "", line)
+            assert said.startswith("#") or not re.search(r"://|^\s*-|@ |file:", said), f"{name}: {line}"
 
 
-def test_carriers_are_pinned_by_hash_and_never_installed():
-    lines = [x for x in (ROOT / "requirements-carriers.lock").read_text().splitlines() if not x.startswith("#")]
-    assert lines
-    for line in lines:
-        assert re.fullmatch(r"[\w-]+==[\d.]+ --hash=sha256:[0-9a-f]{64}", line), line
-        assert canonicalize_name(line.partition("==")[0]) not in locked(), "its requirements would break pip check"
+def test_carriers_are_never_installed():
+    for pin in entries("requirements-carriers.lock"):
+        assert canonicalize_name(pin.name) not in locked(), "its requirements would break pip check"
 
 
 # ---- the package is what the notebooks export

@@ -322,12 +322,21 @@ def test_what_is_missing_is_left_out(made, tmp_path):
         ("manifest.json", '{"runs": [1]}'),
         ("tuning.csv", ""),
         ("judge.json", "["),
-        ("figures/graph1.png", "no"),
+        ("judge_hacks.csv", ""),
+        ("harm_estimators.json", "{"),
     ],
 )
-def test_a_broken_input_is_one_sentence_that_names_it(outputs, name, content):
+def test_a_broken_input_is_named_set_aside_and_left_out(outputs, capsys, name, content):
     (outputs / name).write_text(content)
-    with pytest.raises(DataError, match=Path(name).name) as caught:
+    check(report.write_report(outputs).read_text(encoding="utf-8"))
+    (said,) = capsys.readouterr().err.splitlines()
+    assert name in said and "the page is written without it" in said
+    assert (outputs / f"{name}.damaged").read_text() == content and not (outputs / name).exists()
+
+
+def test_a_picture_that_is_none_is_one_sentence_that_names_it(outputs):
+    (outputs / "figures" / "graph1.png").write_text("no")
+    with pytest.raises(DataError, match="graph1.png") as caught:
         report.write_report(outputs)
     assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
 
@@ -359,7 +368,9 @@ def test_a_short_table_of_hacks_leaves_cells_open(outputs):
     hacks_section(outputs)
     path.write_text("\n".join([*lines, lines[-1]]))
     with pytest.raises(DataError, match="judge_hacks.csv: judge .* twice"):
-        report.write_report(outputs)
+        report.hacks_html(report.read_frame(path))
+    report.write_report(outputs)
+    assert path.with_name("judge_hacks.csv.damaged").exists()
 
 
 FILES = {

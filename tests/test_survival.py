@@ -31,7 +31,8 @@ from dualppo.runs.codehash import definitions_sha256, reached
 from dualppo.core import files
 from dualppo.core.errors import DataError
 from dualppo.core.files import SCRATCH, atomic_write, read_sealed
-from dualppo.runs.jobs import affordable_workers, at_work, lock, sweep
+from dualppo.core.locks import lock
+from dualppo.runs.jobs import affordable_workers, at_work, sweep
 from dualppo.runs.execution import execute, run_once
 from dualppo.runs.key import canonical
 from dualppo.runs.parallel import run_grid

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from toys import whole
 
 from dualppo.bench.candidates import SETTINGS
 from dualppo.bench.env import add_objective, make_envs
@@ -51,11 +52,11 @@ def record(name, setting, base=0.5, seeds=3, data="a" * 64, label="embedded") ->
 
 
 def store(outputs, records, folder="quick") -> None:
-    """Write records where a grid would."""
+    """Write records where a grid would, with all that one holds."""
     for r in records:
         path = outputs / "runs" / folder / r["setting"] / f"{r['method']}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(to_json(r))
+        path.write_text(to_json(whole(r)))
 
 
 @pytest.fixture
@@ -320,7 +321,7 @@ def test_the_same_seed_in_two_runs_counts_once(tmp_path):
 def test_a_method_that_is_not_installed_here_is_shown_by_its_name(outputs, name):
     made = record("sft", "stress") | {"method": name, "title": "a title"}
     path = outputs / "runs" / "quick" / "stress" / "stranger.json"
-    path.write_text(to_json(made))
+    path.write_text(to_json(whole(made)))
     records = tables.read_runs(outputs)
     table = tables.build_table("table2", records, against="similarity")
     shown = [row for row in table.rows if row[0] not in {m.title for m in all_methods().values()}]

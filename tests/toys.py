@@ -57,3 +57,21 @@ def write_toy(path: Path, encoder: dict | None = None, **options) -> Path:
         path, tensors, {"encoder": encoder or encoder_identity(), "attribution": "toy features, made in a test"}
     )
     return path
+
+
+def whole(record: dict) -> dict:
+    """A made-up record with everything that a real one holds and this one lacks."""
+    metrics = {"good": 0.5, "harm": 0.1, "average_reward": 0.6}
+    seed = {"mask_off": metrics, "last": metrics, "train": metrics, "dialogues": {}, "weights": [0.5, 0.5]} | {
+        "choices": {"mass_by_kind": {}, "examples": []},
+        "curves": [{"epoch": 0, "weights": [0.5, 0.5], "dev_average_reward": 0.6}],
+        "best_epoch": 0,
+    }
+    made = {
+        "config": {"trainer": "Control", "method": {}, "env": {}, "candidates": {}},
+        "measured": {"wall_clock_s": [1.0], "peak_memory_mb": 100.0, "device": "cpu", "started": "2026-01-01"}
+        | {"versions": {"dualppo": "0"}},
+        "key": "k",
+        "code_sha256": "c",
+    }
+    return made | record | {"results": [seed | one for one in record["results"]]}

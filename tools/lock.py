@@ -1,72 +1,89 @@
-"""Resolve everything that settings.ini asks for and write requirements.lock (`make lock`).
+"""Pin everything that settings.ini asks for, each file by its sha256, and write the lock files (`make lock`).
 
-pip resolves as for an empty environment and installs nothing, so the lock never inherits a stray package.
+uv resolves for all platforms at once, which pip cannot, in an environment of its own that is thrown away. What is
+pinned stays where it fits; `--upgrade` resolves anew.
 """
 
-import json
+import hashlib
+import os
 import re
 import subprocess
 import sys
 import tempfile
+import venv
+from configparser import ConfigParser
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = "dev,build,detoxify,chitchat,workflow,aggregators,fuzz,bench"
-# One exact torch everywhere: the CPU build where an index offers it, CUDA's on other Linux machines.
+LOCKER = "uv==0.13.9"
+EXTRAS = ("dev", "build", "detoxify", "chitchat", "workflow", "aggregators", "fuzz", "bench")
+# One exact torch everywhere: the CPU build where a machine offers it, else the index's, which on Linux is CUDA's.
 TORCH = "torch==2.13.0"
-PLATFORM = re.compile(r"sys_platform|platform_machine|platform_system|os_name")
+PLATFORMS = tuple(f"sys_platform == '{name}' and python_version < '3.13'" for name in ("linux", "darwin"))
+LOCKS = ("requirements.lock", "requirements-cuda.lock")
+CUDA = re.compile(r"nvidia-|cuda-|triton==")  # what torch's CUDA build brings, and its CPU build does without
 HEADER = f"""\
-# Exact versions of everything `make env` installs: the library with its extras {EXTRAS}.
-# Written by `make lock`; edit settings.ini instead. No hashes and no build tags, so that the same file serves
-# CPU and CUDA machines: torch's CUDA build brings its own companion packages on top of these.
+# Exact versions of everything `make env` installs: the library with its extras {",".join(EXTRAS)},
+# and the sha256 of every file that the index has of them, so that one lock serves all platforms.
+# Written by `make lock`; edit settings.ini instead.
+"""
+HEADER_CUDA = """\
+# What torch's CUDA build needs besides requirements.lock; `make env` installs it where that build was installed.
+# Written by `make lock`.
 """
 
 
-def resolve() -> list[dict]:
-    """Metadata of each package pip would install, from its own report."""
-    with tempfile.TemporaryDirectory() as tmp:
-        report = Path(tmp) / "report.json"
-        wanted = [TORCH, f"{ROOT}[{EXTRAS}]"]
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "-qq",
-            "--dry-run",
-            "--ignore-installed",
-            "--report",
-            str(report),
-        ]
-        subprocess.run(pip + wanted, check=True, cwd=tmp)
-        return [entry["metadata"] for entry in json.loads(report.read_text())["install"]]
+def wanted() -> list[str]:
+    """The requirements of settings.ini, of the library and of `EXTRAS`, and the one torch."""
+    settings = ConfigParser(delimiters=["="], interpolation=None)
+    settings.read(ROOT / "settings.ini", encoding="utf-8")
+    fields = ("requirements", *(f"{name}_requirements" for name in EXTRAS))
+    return [TORCH, *(need for field in fields for need in settings["DEFAULT"][field].split())]
 
 
-def name_of(requirement: str) -> str:
-    """Normalised project name at the start of a requirement."""
-    return re.sub(r"[-_.]+", "-", re.match(r"[A-Za-z0-9._-]+", requirement)[0]).lower()
+def resolve(folder: Path, upgrade: bool) -> str:
+    """The lock of everything wanted, as uv writes it; what requirements.lock has is kept where it fits."""
+    needs, platforms = (", ".join(f'"{one}"' for one in many) for many in (wanted(), PLATFORMS))
+    (folder / "pyproject.toml").write_text(
+        f'[project]\nname = "all"\nversion = "0"\nrequires-python = ">=3.11,<3.13"\ndependencies = [{needs}]\n'
+        f"[tool.uv]\nenvironments = [{platforms}]\n"
+    )
+    kept = [] if upgrade else [line for name in LOCKS for line in pins((ROOT / name).read_text())]
+    (folder / "out.lock").write_text("\n".join(kept) + "\n")
+    venv.create(folder / "env", with_pip=True)
+    tools = folder / "env" / "bin"
+    subprocess.run([tools / "python", "-m", "pip", "install", "-qq", LOCKER], check=True)
+    options = "--universal --fork-strategy fewest --generate-hashes --no-header --no-annotate --quiet"
+    command = [tools / "uv", "pip", "compile", *options.split(), "--output-file", "out.lock", "pyproject.toml"]
+    subprocess.run(command, check=True, cwd=folder, env={**os.environ, "UV_NO_CACHE": "1"})
+    return (folder / "out.lock").read_text()
 
 
-def platform_marker(name: str, packages: list[dict]) -> str:
-    """The marker every dependant puts on `name`, if it speaks of platforms; else an empty string."""
-    asked = [need for pkg in packages for need in pkg.get("requires_dist", []) if name_of(need) == name]
-    markers = {need.partition(";")[2].strip() for need in asked if "extra ==" not in need}
-    return markers.pop() if len(markers) == 1 and PLATFORM.search(next(iter(markers))) else ""
+def pins(text: str) -> list[str]:
+    """The `name==version` lines of a lock, without hashes."""
+    return [line.removesuffix(" \\") for line in text.splitlines() if re.match(r"[a-z0-9]", line)]
 
 
-def lines(packages: list[dict]) -> list[str]:
-    """One `name==version` line for each package, the project itself left out, sorted."""
-    out = []
-    for pkg in packages:
-        name = name_of(pkg["name"])
-        if name == "dualppo":
-            continue
-        marker = platform_marker(name, packages)
-        out.append(f"{name}=={pkg['version'].partition('+')[0]}" + (f" ; {marker}" if marker else ""))
-    return sorted(out)
+def chosen_here(folder: Path) -> str:
+    """sha256 of the torch that pip takes on this machine, which need not be one of the index's files."""
+    pip = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "-d", str(folder / "torch"), TORCH]
+    subprocess.run(pip, check=True)
+    (wheel,) = (folder / "torch").iterdir()
+    return hashlib.sha256(wheel.read_bytes()).hexdigest()
 
+
+def blocks(text: str) -> list[str]:
+    """The entries of a lock, each with its hashes; of the markers only what does not hold everywhere here."""
+    for common in (" and (sys_platform == 'darwin' or sys_platform == 'linux')", "python_full_version < '3.13' and "):
+        text = text.replace(common, "")
+    return re.split(r"\n(?=[a-z0-9])", text.replace(" ; python_full_version < '3.13'", "").strip())
 
 if __name__ == "__main__":
-    packages = resolve()
-    (ROOT / "requirements.lock").write_text(HEADER + "\n".join(lines(packages)) + "\n")
-    print(f"requirements.lock: {len(packages) - 1} packages")
+    with tempfile.TemporaryDirectory() as tmp:
+        found = blocks(resolve(Path(tmp), "--upgrade" in sys.argv[1:]))
+        line = f"    --hash=sha256:{chosen_here(Path(tmp))}"
+    found = [f"{b} \\\n{line}" if b.startswith(TORCH) and line not in b else b for b in found]
+    parts = [b for b in found if not CUDA.match(b)], [b for b in found if CUDA.match(b)]
+    for name, header, entries in zip(LOCKS, (HEADER, HEADER_CUDA), parts):
+        (ROOT / name).write_text(header + "\n".join(entries) + "\n")
+        print(f"{name}: {len(entries)} packages")

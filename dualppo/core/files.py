@@ -17,13 +17,13 @@ import io
 import json
 import os
 import stat
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from .errors import DataError, _bad
+from .places import set_aside
 
 # %% ../../nbs/core/00b_files.ipynb #2ca631c0
 _WRITE_TROUBLE: dict[int | None, str] = {  # an error may have no number
@@ -229,7 +229,7 @@ def write_sealed(path: Path, content: bytes) -> None:
 def read_sealed(path: Path) -> bytes | None:
     """What `write_sealed` wrote; None if there is no such file.
 
-    None as well for one that was damaged, which is renamed to NAME.damaged, with a sentence on stderr.
+    None as well for one that was damaged, which is set aside, with a sentence on stderr.
     """
     try:
         whole = read_bytes(path)
@@ -237,10 +237,7 @@ def read_sealed(path: Path) -> bytes | None:
         return None
     if hashlib.sha256(whole[32:]).digest() == whole[:32]:
         return whole[32:]
-    aside = path.with_name(f"{path.name}.damaged")
-    with contextlib.suppress(OSError):
-        os.replace(path, aside)
-    print(f"dualppo: {path}: is damaged; it was renamed to {aside.name}, and its run starts anew.", file=sys.stderr)
+    set_aside(path, "is damaged", "its run starts anew")
     return None
 
 # %% ../../nbs/core/00b_files.ipynb #72899a27

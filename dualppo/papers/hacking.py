@@ -60,7 +60,7 @@ def hacking_figure(records: Mapping[str, Mapping], best: pd.DataFrame):
         for label, record in records.items():
             curve = record["results"][0]["curves"]
             ax.plot(
-                [max(row.get("kl", 0.0), 0.0) ** 0.5 for row in curve],
+                [max(row.get("kl") or 0.0, 0.0) ** 0.5 for row in curve],
                 [row[key] for row in curve],
                 "--" if "exact" in label else "-",
                 lw=1,

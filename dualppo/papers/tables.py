@@ -36,6 +36,7 @@ from .claims import PAPER
 from .stats import paired_interval
 from ..core.errors import DataError, nearest
 from ..core.files import atomic_write
+from ..core.places import inside
 from ..text.exchanges import normalise_text
 from ..bench.features import GIVEN, REFUSALS, WIZARD, Features
 from ..methods.rows import all_methods
@@ -811,13 +812,16 @@ def compare_table(comparison: pd.DataFrame, name: str, note: str, setting: str) 
 
 # %% ../../nbs/papers/42_tables.ipynb #90dc3944
 def tables_folder(outputs: Path, folder: str) -> Path:
-    "Where the tables of a folder of runs lie; those of the default profile directly in `tables`."
-    return outputs / "tables" if one_folder(folder) == "quick" else outputs / "tables" / folder
+    """Where the tables of a folder of runs lie; those of the default profile directly in `tables`.
+
+    Raises DataError where a link leads that folder out of `outputs`.
+    """
+    return inside(outputs / "tables" if one_folder(folder) == "quick" else outputs / "tables" / folder, outputs)
 
 
 def figures_folder(outputs: Path, folder: str) -> Path:
-    "Where the pictures of a folder of runs lie."
-    return outputs / "figures" if one_folder(folder) == "quick" else outputs / "figures" / folder
+    "Where the pictures of a folder of runs lie. Raises DataError where a link leads that folder out of `outputs`."
+    return inside(outputs / "figures" if one_folder(folder) == "quick" else outputs / "figures" / folder, outputs)
 
 
 def write_table(table: Table, outputs: Path, folder: str, chart: bytes | None = None) -> list[Path]:
@@ -1025,9 +1029,9 @@ TABLE1 = {
 }
 
 
-def _same(printed_value: str, ours: float | list[float]) -> bool:
+def _same(printed_value: str, ours: object) -> bool:
     numbers = [float(part) for part in printed_value.replace(" turns", "").split(",")]
-    return numbers == [float(v) for v in (ours if isinstance(ours, list) else [ours])]
+    return numbers == (ours if isinstance(ours, list) else [ours])
 
 
 def configuration(record: Mapping) -> pd.DataFrame:

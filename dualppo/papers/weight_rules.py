@@ -22,7 +22,9 @@ def literal_share(curves: Sequence[Mapping], eta: float = 0.01) -> np.ndarray:
 
     From the dev means of all epochs but the first.
     """
-    help_, safe = (np.cumsum([0.0] + [row[f"dev_{part}"] for row in curves[1:]]) for part in ("help", "safe"))
+    help_, safe = (
+        np.cumsum(np.array([0.0] + [row[f"dev_{part}"] for row in curves[1:]], float)) for part in ("help", "safe")
+    )
     return (0.5 + eta * help_) / (1 + eta * (help_ + safe))
 
 

@@ -6,9 +6,9 @@
 __all__ = ['TEMPLATES', 'STYLE', 'SCRIPT', 'VERDICTS', 'LEDGER_COLUMNS', 'PAPER_TITLE', 'CITE', 'text', 'prose', 'value',
            'signed', 'digest', 'fill', 'together', 'table_html', 'frame_html', 'decimals', 'anchors', 'ledger_html',
            'arithmetic_html', 'png_size', 'picture', 'pictures', 'drawn', 'study_figures', 'molma_html',
-           'discrepancies', 'log_html', 'method_html', 'score_blocks', 'graders_html', 'hacks_html', 'read_frame',
-           'machine', 'machine_sections', 'data_html', 'manifest_html', 'cite_html', 'Section', 'Page', 'render',
-           'gather', 'own_page', 'numbers_of', 'compared_html', 'write_report']
+           'discrepancies', 'log_html', 'method_html', 'score_blocks', 'kept_part', 'graders_html', 'hacks_html',
+           'read_frame', 'machine', 'machine_sections', 'data_html', 'manifest_html', 'cite_html', 'Section', 'Page',
+           'render', 'gather', 'own_page', 'numbers_of', 'compared_html', 'write_report']
 
 # %% ../../nbs/show/3b_report.ipynb #97661e88
 import base64
@@ -19,7 +19,7 @@ import math
 import re
 import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from ..bench.candidates import SETTINGS, CandidateSpec
 from ..papers.claims import arithmetic, texts, verdict
 from ..core.errors import DataError
 from ..core.files import atomic_write, load_json, read_bytes, read_text
+from ..core.places import set_aside
 from ..bench.env import Graded, make_envs
 from ..bench.features import Features, load_features
 from ..exact.front import front
@@ -341,23 +342,49 @@ def score_blocks(tree: object, path: tuple[str, ...] = ()) -> Iterator[dict]:
             yield from score_blocks(below, (*path, str(key)))
 
 
+def kept_part(path: Path, shown: Callable[[Path], Markup]) -> Markup:
+    """What a page shows of a file beside the runs; '' if there is none.
+
+    '' as well for one that cannot be used, which is set aside with a sentence: the page goes on without.
+    """
+    if not path.is_file():
+        return Markup()
+    try:
+        return shown(path)
+    except DataError as error:
+        set_aside(path, f"cannot be shown ({error})", "the page is written without it")
+        return Markup()
+
+
+def _claims_html(path: Path) -> Markup:
+    claims = read_ledger(path.parent)
+    return ledger_html(*claims) if any(claims) else Markup()
+
+
+def _estimators_html(path: Path) -> Markup:
+    report = load_json(path)
+    frame = pd.DataFrame(score_blocks(report.get("estimators", {}) if isinstance(report, Mapping) else {}))
+    note = ("Held-out comments and replies; found: share of the harmful ones above the threshold, "
+            "false alarms: share of the others.")
+    return frame_html(frame, "Harm estimators", note) if len(frame) else Markup()
+
+
+def _judge_html(path: Path) -> Markup:
+    frame = pd.DataFrame(score_blocks(load_json(path)))
+    note = ("Agreement with people's attribution labels; grouped: no knowledge sentence in two folds; "
+            "unseen model: the replies' generator was held out.")
+    return frame_html(frame, "The judge", note) if len(frame) else Markup()
+
+
 def graders_html(outputs: Path) -> Markup:
     "How well the harm estimators and the judge agree with people, and what fools it; '' if nothing was measured."
-    parts = []
-    if (path := outputs / "harm_estimators.json").is_file():
-        report = load_json(path)
-        frame = pd.DataFrame(score_blocks(report.get("estimators", {}) if isinstance(report, Mapping) else {}))
-        note = ("Held-out comments and replies; found: share of the harmful ones above the threshold, "
-                "false alarms: share of the others.")
-        parts += [frame_html(frame, "Harm estimators", note)] if len(frame) else []
-    if (path := outputs / "judge.json").is_file():
-        frame = pd.DataFrame(score_blocks(load_json(path)))
-        note = ("Agreement with people's attribution labels; grouped: no knowledge sentence in two folds; "
-                "unseen model: the replies' generator was held out.")
-        parts += [frame_html(frame, "The judge", note)] if len(frame) else []
-    if (path := outputs / "judge_hacks.csv").is_file():
-        parts += [hacks_html(read_frame(path))]
-    return together(parts)
+    shown = {"harm_estimators.json": _estimators_html, "judge.json": _judge_html}
+    shown["judge_hacks.csv"] = _hacks_of
+    return together(part for name, show in shown.items() if (part := kept_part(outputs / name, show)))
+
+
+def _hacks_of(path: Path) -> Markup:
+    return hacks_html(read_frame(path))
 
 
 def hacks_html(frame: pd.DataFrame) -> Markup:
@@ -500,7 +527,7 @@ def gather(outputs: Path, published: Path | None, folder: str) -> Page:
         return own_page(outputs, folder, records)
     log, tuning = discrepancies(outputs), outputs / "tuning.csv"
     bodies = [
-        ("claims", "Claims ledger", ledger_html(*claims) if any(claims := read_ledger(outputs)) else Markup()),
+        ("claims", "Claims ledger", kept_part(outputs / "claims.json", _claims_html)),
         *_tables(records),
         ("molma", "MOLMA, the same bench", molma_html(records_at(outputs, "molma"))),
         ("figures", "Figures", pictures(figures_folder(outputs, folder), records)),
@@ -511,9 +538,9 @@ def gather(outputs: Path, published: Path | None, folder: str) -> Page:
         ("log", "Discrepancy log", log_html(log) if len(log) else Markup()),
         ("method", "Method", method_html(records)),
         ("graders", "Who grades", graders_html(outputs)),
-        ("tuning", "Learning rates", _tuning(tuning) if tuning.is_file() else Markup()),
+        ("tuning", "Learning rates", kept_part(tuning, _tuning)),
         ("data", "Data and machine", data_html(records) if records else Markup()),
-        ("manifest", "Manifest", manifest_html(outputs) if (outputs / "manifest.json").is_file() else Markup()),
+        ("manifest", "Manifest", kept_part(outputs / "manifest.json", lambda path: manifest_html(path.parent))),
         ("cite", "How to cite", cite_html()),
         ("licence", "Licence and attribution", fill("sections.licence")),
     ]

@@ -25,6 +25,7 @@ from dualppo.runs.records import manifest
 from dualppo.text import download, encoders, exchanges, harm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from toys import whole  # noqa: E402
 
 # ---- seeds: small files of our own that every campaign starts from
 
@@ -57,6 +58,7 @@ RECORD = {
     "data": {"name": "toy", "sha256": "d", "exchanges": 2, "dialogues": 1},
     "results": [{"seed": 0, "test": {"good": 0.5, "harm": 0.1, "average_reward": 0.3}}],
 }
+RECORD = whole(RECORD)
 
 
 def small_features() -> bytes:
