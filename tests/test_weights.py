@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dualppo.papers.tables import _about_multiplier
 from dualppo.losses.weights import Dynamic, Hypergradient, MinMax, Signal, SimplexAscent, floored_simplex
 
 
@@ -35,3 +36,12 @@ def test_where_nothing_pulls_the_weights_stay(rule):
     for _ in range(100):
         w = rule(w, still)
     assert torch.allclose(w, torch.tensor([0.9, 0.1]), atol=1e-4)
+
+
+def test_a_table_says_where_the_multiplier_ended_at_its_cap():
+    free, capped = ({"facts": {"lambda_at_largest": at}} for at in (False, True))
+    rows = [{"method": "ppo_lag", "setting": "stress", "results": [capped, free, capped]}]
+    rows += [{"method": "sft", "setting": "stress", "results": [{"facts": {}}, {}]}]
+    said = _about_multiplier(rows)
+    assert "λ ended at its cap" in said and "stress (2 of 3 seeds)." in said and "SFT" not in said
+    assert _about_multiplier([{"method": "ppo_lag", "setting": "stress", "results": [free]}]) == ""
