@@ -263,7 +263,8 @@ ALLOWED = {
     (
         "dualppo/text/encoders.py",
         "snapshot_download",
-    ): "fetches the encoder where its package is not installed; the weights' sha256 is pinned and checked",
+    ): "fetches the encoder where its package is not installed, at a pinned commit, each file's sha256 checked; "
+    "or the one that the user names, whose commit and sha256 the card keeps",
 }
 FETCHES = (
     r"(.*\.)?(urlopen|urlretrieve|snapshot_download|hf_hub_download|load_state_dict_from_url|download_url_to_file)"

@@ -20,7 +20,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any
 
 from .errors import DataError, _bad
 from .places import set_aside
@@ -125,7 +125,7 @@ CHECK_PATH = "check the path, or set DUALPPO_DATA to the data folder"
 @contextlib.contextmanager
 def open_regular(
     path: str | Path, largest: int = LARGEST_FILE, do: str = CHECK_PATH, links: bool = True
-) -> Iterator[BinaryIO]:
+) -> Iterator[io.BufferedReader]:
     """A regular file of at most `largest` bytes, opened to read bytes; never waits.
 
     Raises DataError, one sentence that ends with `do`, for anything else, and for what goes wrong while it is read.
