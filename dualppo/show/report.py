@@ -32,8 +32,8 @@ from ..papers import molma
 from ..bench.candidates import SETTINGS, CandidateSpec
 from ..papers.claims import arithmetic, texts, verdict
 from ..core.errors import DataError
-from ..core.files import atomic_write, load_json
-from ..core.places import set_aside, read_text
+from ..core.files import atomic_write, load_json, read_text
+from ..core.places import set_aside
 from ..bench.env import Graded, make_envs
 from ..bench.features import Features, load_features
 from ..exact.front import front
