@@ -24,7 +24,7 @@ from dualppo.core.errors import DataError
 from dualppo.core.places import inside, set_aside
 from dualppo.methods.rows import all_methods
 from dualppo.papers import hacking, molma, policy_class, tables, weight_rules
-from dualppo.runs import jobs, parallel
+from dualppo.runs import jobs, parallel, records
 from dualppo.runs.execution import execute
 from dualppo.runs.key import to_json
 from dualppo.runs.records import RunRecord, job_path, manifest, read_record
@@ -409,3 +409,10 @@ def test_a_containers_share_of_the_cores(tmp_path, monkeypatch, files, quota):
 def test_workers_auto_asks_the_container(monkeypatch):
     monkeypatch.setattr(cli, "available_cpus", lambda: 7)
     assert cli.worker_count("auto") == 7 and cli.worker_count("3") == 3
+
+
+def test_a_record_that_is_too_large_is_not_parsed(tmp_path, capsys):
+    path = tmp_path / "sft.json"
+    with path.open("wb") as file:
+        file.truncate(records.LARGEST_RECORD + 1)
+    assert read_record(path) is None and "sft.json.damaged" in capsys.readouterr().err
