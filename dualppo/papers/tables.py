@@ -1112,4 +1112,4 @@ def _reply_text(row, said: Sequence, features: Features) -> str:
     if row.kind == "unsafe":
         return "(a reply that people labelled unsafe)"
     tail = "" if row.kind == "reference" else f" (+ {row.kind} tail)"
-    return said[features.owner[row.reply]].reference + tail
+    return said[int(features.owner[row.reply])].reference + tail
