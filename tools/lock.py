@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = "dev,build,detoxify,chitchat,workflow,aggregators,fuzz,bench"
+EXTRAS = "dev,build,detoxify,chitchat,workflow,trl,aggregators,fuzz,bench"
 # One exact torch everywhere: the CPU build where an index offers it, CUDA's on other Linux machines.
 TORCH = "torch==2.13.0"
 PLATFORM = re.compile(r"sys_platform|platform_machine|platform_system|os_name")
