@@ -122,13 +122,19 @@ class LearnedWeights(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         "Add the weights that made this row to the log, and set the next ones."
         row = {} if logs is None else logs
-        means = [row.get(f"rewards/{name}/mean") for name in self.names]
-        if all(mean is None for mean in means):  # no generation since the last log, an evaluation, the summary
+        keys = [f"rewards/{name}/mean" for name in self.names]
+        if not any(key in row for key in keys):  # no generation since the last log, an evaluation, the summary
             return
+        means = [math.nan if row.get(key) is None else float(row[key]) for key in keys]
+        if infinite := [key for key, mean in zip(keys, means) if math.isinf(mean)]:
+            raise DataError(
+                f"step {state.global_step}: {infinite[0]} is infinite; a reward function must return finite numbers, "
+                "or None for what it cannot score."
+            )
         used = learned = self.trainer.reward_weights
-        if None not in means:
+        if not any(map(math.isnan, means)):
             mean = torch.tensor(means).to(used)
-            reward = row.get("reward", math.nan)
+            reward = float(row.get("reward", math.nan))
             if explains(reward, self.first, mean, 1e-5) and not explains(reward, used, mean, 1e-3):
                 raise unread(self.trainer)
             learned = self.learned(used, mean)

@@ -1,6 +1,6 @@
 """A random Llama of thirty words for TRL's trainers, and what a watcher of its training sees.
 
-As a program: one process of several; writes what this process learned to RANK.json in the folder it is given.
+As a program, FOLDER RULE …: one process of several; writes what it learned by each rule to FOLDER/RANK.json.
 """
 
 import json
@@ -94,6 +94,7 @@ def make(folder, kind="GRPO", rule=None, funcs=(help, safe), trainer_class=None,
         reward_funcs=list(funcs),
         args=getattr(trl, f"{kind}Config")(**settings | options),
         train_dataset=prompts(),
+        eval_dataset=prompts().select(range(4)),
         processing_class=tokenizer(),
         callbacks=[watch],
     )
@@ -103,10 +104,10 @@ def make(folder, kind="GRPO", rule=None, funcs=(help, safe), trainer_class=None,
     return trainer, watch
 
 
-if __name__ == "__main__":
-    trainer, watch = make(sys.argv[1], rule=RULES[sys.argv[2]](eta=0.3), ddp_backend="gloo", max_steps=4)
-    own = []
-    counted = trainer._calculate_rewards
+def one_of_several(folder, name):
+    """What this process saw and learned in a run of several."""
+    trainer, watch = make(folder, rule=RULES[name](eta=0.3), ddp_backend="gloo", max_steps=4)
+    own, counted = [], trainer._calculate_rewards
 
     def look(inputs, *rest):
         own.append(len(inputs))
@@ -114,15 +115,16 @@ if __name__ == "__main__":
 
     trainer._calculate_rewards = look
     trainer.train()
-    Path(sys.argv[1], f"{os.environ['RANK']}.json").write_text(
-        json.dumps(
-            {
-                "world": trainer.accelerator.num_processes,
-                "own": own,
-                "all": [len(rewards) for rewards in watch.rewards],
-                "weights": watch.weights().tolist(),
-                "last": trainer.reward_weights.tolist(),
-                "means": [[row["rewards/help/mean"], row["rewards/safe/mean"]] for row in watch.rows],
-            }
-        )
-    )
+    return {
+        "world": trainer.accelerator.num_processes,
+        "own": own,
+        "all": [len(rewards) for rewards in watch.rewards],
+        "weights": watch.weights().tolist(),
+        "last": trainer.reward_weights.tolist(),
+        "means": [[row["rewards/help/mean"], row["rewards/safe/mean"]] for row in watch.rows],
+    }
+
+
+if __name__ == "__main__":
+    folder, *names = sys.argv[1:]
+    Path(folder, f"{os.environ['RANK']}.json").write_text(json.dumps([one_of_several(folder, name) for name in names]))
