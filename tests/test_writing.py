@@ -452,7 +452,7 @@ def test_two_processes_teach_what_one_does(name, tmp_path):
     found = []
     for many in (1, 2):
         where = tmp_path / f"{many}.json"
-        call = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={many}", "--master-port=0"]
+        call = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={many}", "--standalone"]
         call = call if many > 1 else [sys.executable]
         done = subprocess.run(
             [*call, "process.py", name, where, str(many)], cwd=tmp_path, env=env, capture_output=True, text=True

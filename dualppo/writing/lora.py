@@ -96,10 +96,18 @@ _PREFIX = "base_model.model.model.layers"
 
 
 def save_adapter(
-    adapter: Adapter, path: Path, split: int, notes: Mapping[str, Any], dtype: torch.dtype = torch.float16
+    adapter: Adapter,
+    path: Path,
+    split: int,
+    notes: Mapping[str, Any],
+    dtype: torch.dtype = torch.float16,
+    kept: Tensor | None = None,
 ) -> None:
-    "Write an adapter whose first layer is layer `split` of the model. Raises DataError if it cannot be written."
-    tensors = {}
+    """Write an adapter whose first layer is layer `split` of the model; `kept` are the tokens its policy writes.
+
+    Raises DataError if it cannot be written.
+    """
+    tensors = {} if kept is None else {"kept": kept.int()}
     for i, layer in enumerate(adapter.layers):
         for part, two in layer.items():
             for letter, values in zip("AB", two):

@@ -316,7 +316,8 @@ class Improving(Crediting):
         settle = aggregator(c.align, self.weights / self.weights.sum(), c.scale)
         n = len(written.prompts) // c.group
         for _ in range(c.inner_epochs):
-            for batch in torch.randperm(n, generator=self.g).split(max(1, c.minibatch // self.policy.processes)):
+            order = torch.randperm(n * self.policy.processes, generator=self.g)  # as many numbers as one process draws
+            for batch in order[order < n].split(max(1, c.minibatch // self.policy.processes)):
                 mean = self._descend(written, advantages, batch, settle)
                 self._step_policy()
                 self._fit_critic(written, returns, batch)
