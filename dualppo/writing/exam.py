@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .policy import WritingPolicy, per_reply
-from .prompts import Harm, Prompt, TextReward, scored
+from .prompts import TextHarm, Prompt, TextReward, scored
 from .rejection import Allows, draw_allowed
 
 # %% ../../nbs/writing/58_exam.ipynb #a1846a5d
@@ -40,7 +40,7 @@ def examined(
     policy: WritingPolicy,
     prompts: Sequence[Prompt],
     rewards: Mapping[str, TextReward],
-    graders: Mapping[str, Harm],
+    graders: Mapping[str, TextHarm],
     samples: int = 4,
     longest: int = 20,
     seed: int = 12345,
@@ -81,7 +81,7 @@ def examined(
     return result | {"replies": len(texts)}
 
 
-def _alone(grader: Harm) -> TextReward:
+def _alone(grader: TextHarm) -> TextReward:
     return lambda prompts, replies: grader(replies)
 
 

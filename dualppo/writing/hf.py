@@ -214,7 +214,9 @@ class HFPolicy:
         return slice(first, first + mine)
 
     def gather(self, values: Tensor) -> Tensor:
-        return self.accelerator.gather(values) if self.processes > 1 else values
+        if self.processes == 1:
+            return values
+        return self.accelerator.gather(values.to(self.device)).to(values.device)
 
 # %% ../../nbs/writing/52_hf.ipynb #73fd312f
 @dataclass(frozen=True)

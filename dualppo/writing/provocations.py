@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from ..core.errors import DataError
 from ..text.exchanges import normalise_text
 from ..text.harm import Carrier, read_carrier
-from .prompts import Harm, Prompt, TextReward, TextTask
+from .prompts import TextHarm, Prompt, TextReward, TextTask
 
 # %% ../../nbs/writing/53a_provocations.ipynb #9a093a06
 CHITCHAT = Carrier(
@@ -68,7 +68,7 @@ def chitchat_prompts() -> tuple[list[tuple[int, Prompt]], int]:
 # %% ../../nbs/writing/53a_provocations.ipynb #4065cfc9
 def default_task(
     rewards: Mapping[str, TextReward],
-    graders: Mapping[str, Harm],
+    graders: Mapping[str, TextHarm],
     fits: Sequence[int] = (24, 19),
     dev: Sequence[str] = ("flirtation",),
     test: Sequence[str] = ("insult",),

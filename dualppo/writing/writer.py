@@ -26,10 +26,10 @@ from ..methods.base import adam_state, load_adam, prefixed, sized, under
 from ..methods.baselines import dpo_loss
 from ..methods.modrl import Objective
 from ..methods.ppo import PPOConfig, weight_rule
-from .credit import Credit, TokenCritic, at_the_end, comparable, group_credit, leave_one_out
+from .credit import Credit, TokenCritic, at_the_end, comparable_scores, group_credit, leave_one_out
 from .policy import WritingPolicy, per_reply
 from .prompts import Lesson, Prompt, scored
-from .rejection import Draw, Masked, draw_allowed
+from .rejection import Draw, Guarded, draw_allowed
 
 # %% ../../nbs/writing/56_writer.ipynb #4489244c
 @config
@@ -89,7 +89,7 @@ class Written:
     """
 
     prompts: tuple[Prompt, ...]
-    masked: Masked
+    masked: Guarded
     reward: Tensor
     old: tuple[Tensor, ...]
     start: tuple[Tensor, ...]
@@ -252,7 +252,8 @@ class Crediting(Asking):
     def _apa_credits(self, written: Written, kl: Tensor) -> tuple[Channels, Channels]:
         "MODRL: whitened rewards (3.4) less KL (3.3), less the value of the prompt, or along the tokens."
         c = self.config
-        scores = comparable(self.policy.gather(written.reward), self.lesson.names, c.objective, self.weights, c.delta)
+        everybody = self.policy.gather(written.reward)
+        scores = comparable_scores(everybody, self.lesson.names, c.objective, self.weights, c.delta)
         scores = self._own(scores)
         if c.level == "token":
             return self._along(written, scores, kl)
@@ -450,7 +451,8 @@ class Writer(Reweighing):
             return {"loss": float(self.policy.gather(likelihood.detach()[None]).mean())}
         written = self.write(self.asked, self.lesson.train, self.choose(c.prompts))  # (a) to (d)
         loss = self.improve(written)  # (e) to (h)
-        row = self.row(written) | {"loss": loss, "weights": self.weights.tolist()}
+        mean = float(self.policy.gather(torch.tensor([loss])).mean())
+        row = self.row(written) | {"loss": mean, "weights": self.weights.tolist()}
         if c.rule != "fixed":
             self.weights = self.rule(self.weights, self.signal(written))  # (i)
         return row
