@@ -7,3 +7,12 @@ if _sys.platform == "win32":
         "dualppo does not run on Windows itself, which lacks the locks that its runs need; install it in WSL "
         "(`wsl --install`), where it runs as on Linux."
     )
+
+def load(name):
+    """A policy that writes, ready to reply: a base's name, a stored policy's name or its file.
+
+    `dualppo.load("smollm2").reply("How are you today?")`. Raises DataError for what cannot be loaded.
+    """
+    from .writing.stored import load_speaker
+
+    return load_speaker(name)

@@ -55,6 +55,7 @@ def test_f1_equals_counting(a, b, seed):
     weight = np.random.default_rng(seed).random(BUCKETS)
     ours = token_f1(*(bags(Ragged.of([np.array(r) for r in side[:n]])) for side in (a, b)), weight)
     for x, y, value in zip(a, b, ours):
+
         def mass(counts):
             return sum(weight[t] * c for t, c in counts.items())
 

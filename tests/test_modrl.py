@@ -366,7 +366,5 @@ def test_the_vectorised_product_holds_for_a_stack():
     )
     pull = partial(apa_pull, lam=0.5)
     both = vmap(partial(loss_gradients, forward, pull))(stack, (x,), action, zero, a)
-    one = loss_gradients(
-        forward, pull, {name: v[1] for name, v in stack.items()}, (x[1],), action[1], zero[1], a[1]
-    )
+    one = loss_gradients(forward, pull, {name: v[1] for name, v in stack.items()}, (x[1],), action[1], zero[1], a[1])
     assert both.shape == (2, 3, 24) and torch.allclose(both[1], one, atol=1e-6)

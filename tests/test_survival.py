@@ -486,9 +486,7 @@ def test_a_notebook_of_an_earlier_run_does_not_stand_for_the_new_one(runs, undis
     notebook.parent.mkdir(parents=True)
     notebook.write_text("old")
     into, source = (str(job_path(outputs, runs[0])) for outputs in (tmp_path, undisturbed))
-    writes = (
-        f"from pathlib import Path; Path({into!r}).write_text(Path({source!r}).read_text()); raise SystemExit(1)"
-    )
+    writes = f"from pathlib import Path; Path({into!r}).write_text(Path({source!r}).read_text()); raise SystemExit(1)"
     monkeypatch.setattr(parallel, "child_command", lambda *args: [sys.executable, "-c", writes])
     job_path(tmp_path, runs[0]).parent.mkdir(parents=True)
     assert run_grid(runs[:1], tmp_path)[0].status == "failed" and not notebook.exists()

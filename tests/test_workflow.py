@@ -33,6 +33,7 @@ from dualppo.runs.workflow import (
 
 pytest.importorskip("snakemake")
 from snakemake.common.configfile import load_configfile  # noqa: E402
+
 ROOT = Path(__file__).resolve().parent.parent
 GRID = Config("smoke", "out", "toy.safetensors", methods=("random", "similarity"), seeds=3, notebooks=False)
 
