@@ -25,6 +25,7 @@ from ..core.errors import DataError, nearest
 from ..text.exchanges import split_by_dialogue
 from ..text.encoders import project_bag, state_vector
 from .features import REFERENCE, REFUSAL, Features
+from .folds import SplitBy, groups
 from .judges import AttributionJudge
 from .masking import safe_set
 from .rewards import choose_tau_rel, context_embedding, cosine, gated, safety_reward, stack_objectives
@@ -148,6 +149,8 @@ class EnvConfig:
     tau_metric: Share = 0.5  # p above which a reply is graded harmful
     z_score: bool = True  # standardise states with training statistics
     train_share: PositiveShare = 1.0  # of the training dialogues, for learning curves
+    # what stays in one fold: a dialogue; all dialogues with the same knowledge sentence, or with a similar one
+    split_by: SplitBy = "dialogue"
 
     def __post_init__(self) -> None:
         for doing, name in (("reward", self.reward_harm), ("mask", self.mask_harm)):
@@ -187,11 +190,12 @@ def represent(features: Features, kind: Representation) -> tuple[dict[str, Tenso
     raise ValueError(f"representation must be 'minilm', 'bag_of_words' or 'one_hot', got {kind!r}.")
 
 # %% ../../nbs/bench/08_env.ipynb #c4c7229e
-def split_rows(features: Features, seed: int) -> dict[str, Tensor]:
-    "Feature rows Long of train, dev_weights, dev_stop and test; no dialogue in two of them."
-    part = torch.from_numpy(split_by_dialogue(features.dialogue.tolist(), seed)).long()
+def split_rows(features: Features, seed: int, by: SplitBy = "dialogue") -> dict[str, Tensor]:
+    "Feature rows Long of train, dev_weights, dev_stop and test; no group of `groups(features, by)` in two of them."
+    group = groups(features, by)
+    part = torch.from_numpy(split_by_dialogue(group.tolist(), seed)).long()
     dev = (part == 1).nonzero().squeeze(1)
-    half = torch.unique(features.dialogue[dev], return_inverse=True)[1] % 2
+    half = torch.unique(group[dev], return_inverse=True)[1] % 2
     rows = {
         "train": (part == 0).nonzero().squeeze(1),
         "dev_weights": dev[half == 0],
@@ -200,8 +204,8 @@ def split_rows(features: Features, seed: int) -> dict[str, Tensor]:
     }
     if empty := [name for name, r in rows.items() if not len(r)]:
         raise DataError(
-            f"the split leaves {', '.join(empty)} empty: {len(features.dialogue.unique())} dialogues are too few; "
-            "20 or more are needed."
+            f"the split leaves {', '.join(empty)} empty: {len(group.unique())} "
+            f"{'dialogues' if by == 'dialogue' else f'groups of dialogues by {by}'} are too few; 20 or more are needed."
         )
     return rows
 
@@ -216,7 +220,7 @@ def make_envs(features: Features, spec: CandidateSpec, seed: int, config: EnvCon
             raise DataError(
                 f"these features hold no scores of the harm estimator {name!r}; they have {', '.join(features.p_harm)}."
             )
-    rows = split_rows(features, seed)
+    rows = split_rows(features, seed, config.split_by)
     if config.train_share < 1:
         ids = torch.unique(features.dialogue[rows["train"]])
         some = ids[
