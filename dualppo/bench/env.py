@@ -9,7 +9,7 @@ __all__ = ['Representation', 'Block', 'Blocks', 'Objectives', 'ObjectiveFunction
 
 # %% ../../nbs/bench/08_env.ipynb #49f649bf
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
@@ -17,7 +17,7 @@ import torch
 from annotated_types import MinLen
 from pydantic import BeforeValidator
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import embedding, normalize
 
 from .candidates import CandidateSpec, draw_candidates
 from ..core.config import Cosine, PositiveShare, Share, config, listed
@@ -72,6 +72,14 @@ class Env:
         "The environment of some states Long `[n]`; the pool is shared."
         some: dict[str, Any] = {k: v[states] for k, v in vars(self).items() if isinstance(v, Tensor) and k != "pool"}
         return replace(self, **some)
+
+    def windows(self) -> "Iterator[Env]":
+        "The environment in pieces whose tables can be laid out: here one, in the open setting many (notebook 07a)."
+        yield self
+
+    def candidates(self, states: Tensor) -> Tensor:
+        "Embeddings of the candidates of some states Long `[B]`: `[B, N, d]`, or `[N, d]` where all have the same."
+        return embedding(self.cand[states], self.pool)
 
     def to_gym(self, weights: Sequence[float] | None = None, t_max: int = 10) -> Any:
         """A gymnasium environment in which an episode is a dialogue; `weights` `[K]` of the reward, None: equal.
@@ -210,11 +218,19 @@ def split_rows(features: Features, seed: int, by: SplitBy = "dialogue") -> dict[
     return rows
 
 # %% ../../nbs/bench/08_env.ipynb #26814f0f
-def make_envs(features: Features, spec: CandidateSpec, seed: int, config: EnvConfig = EnvConfig()) -> Splits:
+def make_envs(
+    features: Features,
+    spec: Any,
+    seed: int,
+    config: EnvConfig = EnvConfig(),
+    one: "Callable[..., Graded] | None" = None,
+) -> Splits:
     """The four environments of a split: a pure function of features, specification, seed and configuration.
 
-    The seed draws the split and the candidates. Raises DataError if an estimator is not in the features.
+    The seed draws the split and the candidates. `one` makes an environment of another kind of `spec` (notebook 07a).
+    Raises DataError if an estimator is not in the features.
     """
+    one = one or _env
     for name in (config.reward_harm, config.mask_harm or config.reward_harm, config.grade_harm):
         if name not in features.p_harm:
             raise DataError(
@@ -249,7 +265,7 @@ def make_envs(features: Features, spec: CandidateSpec, seed: int, config: EnvCon
     z = z if config.z_score else ZScore(torch.zeros_like(z.mean), torch.ones_like(z.std))
     judge = AttributionJudge()
     envs = {
-        name: _env(features, r, spec, seed * 4 + i, config, z(states(r)), anchor(r), pool, context, own, tau_rel, judge)
+        name: one(features, r, spec, seed * 4 + i, config, z(states(r)), anchor(r), pool, context, own, tau_rel, judge)
         for i, (name, r) in enumerate(rows.items())
     }
     return Splits(**envs, tau_rel=tau_rel, scale=z)

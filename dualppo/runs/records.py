@@ -22,7 +22,7 @@ from torch import Tensor
 from ..bench.sources import data_name, features_path
 from ..core.errors import DataError
 from ..core.files import SCRATCH, atomic_write, load_json, read_sealed, write_sealed
-from ..exact.metrics import METRICS
+from ..exact.metrics import OPEN_METRICS
 from ..policies.stored import load_policy
 from .key import RECORD_SCHEMA, describe, to_json
 from .spec import PROFILES, Run, cost, one_of, resolve
@@ -111,7 +111,7 @@ def _complete(record: object) -> bool:
     numbers = [v for r in record["results"] for v in r["test"].values()]
     return (
         [r["seed"] for r in record["results"]] == record["seeds"]
-        and all("good" in r["test"] and set(r["test"]) <= set(METRICS) for r in record["results"])
+        and all("good" in r["test"] and set(r["test"]) <= set(OPEN_METRICS) for r in record["results"])
         and all(v is None or type(v) in (int, float) and abs(v) <= 1e6 for v in numbers)
     )
 
