@@ -18,7 +18,7 @@ from dualppo.bench.env import EnvConfig, Graded, Splits, make_envs, split_rows
 from dualppo.bench.features import REFERENCE, REFUSAL, load_features
 from dualppo.bench.folds import NEAR, groups, linked
 from dualppo.bench.masking import MINUS_INFINITY
-from dualppo.bench.open import OPEN, OpenEnv, OpenSpec, judged, library_of, make_open
+from dualppo.bench.open import OPEN, OpenEnv, OpenSpec, judged_library, library_of, make_open
 from dualppo.bench.judges import AttributionJudge
 from dualppo.cli import main
 from dualppo.core.errors import DataError
@@ -230,7 +230,7 @@ def test_no_table_is_larger_than_a_window(name, opened, monkeypatch):
 
 def test_the_judge_is_the_ordinary_one(features):
     judge, rows = AttributionJudge(), torch.arange(9)
-    one = judged(judge, features.query[rows], features.knowledge[rows], features.pool)
+    one = judged_library(judge, features.query[rows], features.knowledge[rows], features.pool)
     other = judge.candidates(features.query[rows], features.knowledge[rows], features.pool.expand(9, -1, -1))
     assert torch.allclose(one, other, atol=1e-5)
 

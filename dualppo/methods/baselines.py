@@ -21,7 +21,7 @@ from ..bench.env import Env, Seen
 from ..bench.features import REFUSAL
 from ..bench.masking import MINUS_INFINITY, MaskMode, mask_logits
 from ..exact.oracle import oracle_log_probs
-from ..policies.policy import Policy, PolicyKind, agreement, all_log_probs, make_policy
+from ..policies.policy import Policy, PolicyKind, all_log_probs, inner_products, make_policy
 from .ppo import PPOConfig
 
 # %% ../../nbs/methods/20_baselines.ipynb #9c87c98f
@@ -236,7 +236,7 @@ class Control:
 
     def __call__(self, env: Env, states: Tensor, mask: MaskMode | None = None) -> Tensor:
         part, n = env.take(states), env.cand.shape[1]
-        similarity = self.kappa * agreement(part.anchor, env.candidates(states))
+        similarity = self.kappa * inner_products(part.anchor, env.candidates(states))
         if self.name == "random":
             return torch.zeros_like(similarity).log_softmax(1)
         if self.name.startswith("similarity"):
