@@ -28,6 +28,8 @@ from dualppo.methods.baselines import Control, DPOConfig, ExactConfig, SFTConfig
 from dualppo.methods.open import OPENS, open_learner, train_open
 from dualppo.methods.ppo import PPOConfig
 from dualppo.methods.rows import all_methods, method
+from dualppo.papers.open_room import learning_curves, rows_of_records
+from dualppo.papers.studies import OPEN_ARMS, OPEN_SHARES, ROOM, TOPICS
 from dualppo.policies import policy as policy_module
 from dualppo.policies.policy import all_log_probs, make_policy
 from dualppo.runs import key
@@ -391,3 +393,39 @@ def test_too_few_groups_are_one_sentence(features):
     same = replace(features, knowledge=features.knowledge[:1].expand(len(features), -1))
     with pytest.raises(DataError, match="groups of dialogues by knowledge are too few"):
         split_rows(same, 0, "knowledge")
+
+
+# ---- what is asked and shown ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [{"library": "everything"}, {"kinds": ()}, {"kinds": ("reference", "funny")}])
+def test_bad_values_of_the_setting_get_one_sentence(wrong):
+    with pytest.raises(DataError) as refused:
+        resolve(Run("sft", "open", overrides=wrong))
+    assert next(iter(wrong)) in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_studies_ask_what_can_be_run():
+    for one in (ROOM, TOPICS):
+        assert one.setting == "open" and all(resolve(run)[1] == OPEN for run in one.runs().values())
+    assert {arm for arm in OPEN_ARMS} == {label.partition("; ")[0] for label in ROOM.variants if "; " in label}
+    assert len([label for label in ROOM.variants if "; " in label]) == len(OPEN_ARMS) * len(OPEN_SHARES)
+
+
+def test_rows_of_records_are_their_numbers():
+    def record(reward):
+        entry = {
+            "test": {"average_reward": reward, "recall_at_1": 0.5},
+            "train": {"average_reward": 1.0},
+            "best_epoch": 3,
+        }
+        results = [entry | {"seed": seed} for seed in (4, 7)]
+        return {"results": results, "seeds": [4, 7], "measured": {"wall_clock_s": [2.0, 4.0]}}
+
+    frame = rows_of_records({"oracle": record(0.9), "sft, masked; 10%": record(0.1), "sft, masked; 50%": record(0.4)})
+    assert len(frame) == 6 and set(frame.condition[frame.arm == "oracle"]) == {"100%"}
+    assert frame.groupby(["arm", "condition"]).average_reward.mean()["sft, masked", "10%"] == pytest.approx(0.1)
+    assert set(frame.seconds) == {3.0} and set(frame.seed) == {4, 7}
+    figure = learning_curves(frame)
+    (line,) = [one for one in figure.axes[0].lines if one.get_label() == "sft, masked"]
+    assert list(line.get_xdata()) == [10, 50] and list(line.get_ydata()) == pytest.approx([0.1, 0.4])
