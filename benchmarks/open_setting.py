@@ -21,7 +21,7 @@ from dualppo.methods.rows import method
 from dualppo.papers.studies import OPEN_ARMS
 from dualppo.runs.open_bench import masses, values_of
 
-STATES = 128  # of a pass, a look and a grading; an arm's time is linear in them
+STATES, FEW = 512, 128  # of a pass (the largest mini-batch); of a look and a grading: times are linear in them
 
 
 def cpu(work) -> tuple[object, float]:
@@ -30,25 +30,33 @@ def cpu(work) -> tuple[object, float]:
     return work(), time.process_time() - clock
 
 
-def measure(arm: str, states: int = STATES) -> dict:
+def measure(arm: str) -> dict:
     """Figures of one arm."""
     torch.set_num_threads(1)
     name, changes = OPEN_ARMS[arm]
     splits, make_s = cpu(lambda: make_open(load_features(), OPEN, 0, EnvConfig()))
-    few, seen = torch.arange(states), splits.seen()
+    some, few, seen = torch.arange(STATES), torch.arange(FEW), splits.seen()
     config = replace(method(name).config, **changes)
     # dev is short where an arm trains another one first; its time is not the arm's own pass
-    part = Seen(seen.train.take(few), seen.dev_weights, seen.dev_stop.take(few[:64]))
+    part = Seen(seen.train.take(some), seen.dev_weights, seen.dev_stop.take(few[:64]))
     learner = open_learner(config)(part, replace(config, epochs=1), 0)
-    _, pass_s = cpu(learner.step)
-    out = {"make_s": make_s, "pass_s": pass_s, "pass_mb": peak_mb()}
+    once = getattr(learner, "reweigh", None)  # what an epoch costs whatever the number of states
+    _, pass_s = cpu((lambda: learner.improve(learner.sample())) if once else learner.step)
+    _, once_s = cpu(once) if once else (None, 0.0)
+    out = {"make_s": make_s, "pass_s": pass_s, "once_s": once_s, "pass_mb": peak_mb()}
     _, look_s = cpu(lambda: OpenProgress(learner, seen.dev_stop.take(few)))
     test = splits.test.take(few)
     _, grade_s = cpu(lambda: values_of(learner.policy, test))
     _, cheap_s = cpu(lambda: (values_of(learner.policy, test.unjudged()), masses(learner.policy, test.unjudged())))
     sizes = {fold: len(getattr(splits, fold)) for fold in ("train", "dev_weights", "dev_stop", "test")}
     out |= {"look_s": look_s, "grade_s": grade_s, "unjudged_s": cheap_s, "peak_mb": peak_mb()}
-    return out | {"states": states, "sizes": sizes, "replies": len(test.pool), "parameters": learner.parameters}
+    return out | {
+        "states": STATES,
+        "few": FEW,
+        "sizes": sizes,
+        "replies": len(test.pool),
+        "parameters": learner.parameters,
+    }
 
 
 def main() -> None:

@@ -133,7 +133,9 @@ class Tables:
 
 @dataclass(frozen=True)
 class RunStudy:
-    """Run one of the studies (weights, class_tuning, class, hacking, sensitivity, molma, open, open_topics).
+    """Run one of the studies.
+
+    They are weights, class_tuning, class, hacking, sensitivity, molma, open_tuning, open, open_topics.
 
     Each is a question answered by runs that differ in one thing.
     """

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'RATES', 'CLASS_TUNING', 'CLASS', 'HACKING', 'ONE_BY_ONE', 'SENSITIVITY', 'MOLMA', 'OPEN_ARMS',
-           'OPEN_SHARES', 'ROOM', 'TOPICS', 'STUDIES', 'Study', 'records_of', 'summary', 'study']
+           'OPEN_SHARES', 'OPEN_TUNING', 'ROOM', 'TOPICS', 'STUDIES', 'Study', 'records_of', 'summary', 'study']
 
 # %% ../../nbs/papers/39_studies.ipynb #1790c945
 from collections.abc import Mapping
@@ -221,6 +221,19 @@ _UNTRAINED: dict[str, tuple[str, dict[str, object]]] = {
     name: (name, {}) for name in ("similarity", "similarity_mask", "oracle")
 }
 
+OPEN_TUNING = Study(
+    "open_tuning",
+    "Which learning rate suits each arm of the open setting?",
+    {
+        f"{arm}; {rate:g}": (method, changes | {"policy_lr" if "policy_lr" in changes else "lr": rate})
+        for arm, (method, changes) in OPEN_ARMS.items()
+        for rate in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
+        if rate < 1e-3 or arm in ("towers", "re-ranker")
+    },
+    seeds=(100,),
+    setting="open",
+)
+
 ROOM = Study(
     "open",
     "With the whole library as candidates, where does training pay, and what limits it?",
@@ -249,7 +262,8 @@ TOPICS = Study(
 )
 
 # %% ../../nbs/papers/39_studies.ipynb #1695d343
-STUDIES = {study.name: study for study in (WEIGHTS, CLASS_TUNING, CLASS, HACKING, SENSITIVITY, MOLMA, ROOM, TOPICS)}
+_ALL = (WEIGHTS, CLASS_TUNING, CLASS, HACKING, SENSITIVITY, MOLMA, OPEN_TUNING, ROOM, TOPICS)
+STUDIES = {study.name: study for study in _ALL}
 
 
 def study(name: str) -> Study:
