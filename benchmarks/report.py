@@ -196,12 +196,47 @@ def molma_section(d: dict) -> str:
     )
 
 
+def open_section(d: dict) -> str:
+    """The open setting: what a pass, a look at dev and the grading of a seed cost."""
+    first = next(iter(d["rows"].values()))
+    sizes, states, few = first["sizes"], first["states"], first["few"]
+
+    def grading(row: dict) -> float:
+        judged, cheap = row["grade_s"] / few, row["unjudged_s"] / few
+        return 2 * judged * sizes["test"] + cheap * (sizes["test"] + sizes["train"])
+
+    rows = [
+        [
+            name,
+            f"{row['parameters']:,}",
+            f"{1e3 * row['pass_s'] / states:.1f}",
+            f"{row['pass_s'] / states * sizes['train'] + row['once_s']:.0f}",
+            f"{row['look_s'] / few * sizes['dev_stop']:.1f}",
+            f"{grading(row):.0f}",
+            f"{row['peak_mb'] / 1e3:.2f}",
+        ]
+        for name, row in d["rows"].items()
+    ]
+    return "\n\n".join(
+        [
+            "## Open setting",
+            on(d["machine"]),
+            f"All {first['replies']:,} replies are candidates. Processor seconds, measured on {states} states of "
+            f"training and {few} of dev and test, scaled to {sizes['train']:,}, {sizes['dev_stop']} and "
+            f"{sizes['test']:,}. A pass of dual PPO includes its weight rule; the grading asks the judge twice about "
+            "every reply of every test state.",
+            table(["arm", "parameters", "ms a state", "s a pass", "s a look", "s to grade", "peak GB"], rows),
+        ]
+    )
+
+
 SECTIONS = {
     "speed": speed_section,
     "roofline": roofline_section,
     "scale": scale_section,
     "encoding": encoding_section,
     "molma": molma_section,
+    "open_setting": open_section,
 }
 
 

@@ -97,7 +97,7 @@ class Reproduce:
     engine: Literal["local", "snakemake", "slurm"] = "local"
     device: str = "auto"  # a GPU where there is one; cpu, cuda or cuda:1
     methods: tuple[str, ...] = ()  # only these methods (see `dualppo methods`)
-    settings: tuple[str, ...] = ()  # only these settings: clean, stress
+    settings: tuple[str, ...] = ()  # only these settings: clean, stress; open too where it is named
     # instead of the profile's: how many (3 means 0,1,2), or which (0,3,7); other seeds than the profile's are a folder
     # of runs of their own, custom
     seeds: str = ""
@@ -113,7 +113,7 @@ class Train:
     """
 
     method: tyro.conf.Positional[str]  # which method (see `dualppo methods`)
-    setting: str = "stress"  # clean or stress
+    setting: str = "stress"  # clean, stress, or open: all replies there are (not every method can)
     seeds: str = "1"  # how many seeds (2 means 0 and 1), or which: 0,3,7; a single one with a comma: 7,
     profile: Literal["smoke", "quick", "paper"] = "quick"  # whose number of epochs is used unless you set it
     data: str = "auto"  # embedded, wow, chitchat, a features file, or dialogue files
@@ -135,7 +135,9 @@ class Tables:
 
 @dataclass(frozen=True)
 class RunStudy:
-    """Run one of the studies (weights, class_tuning, class, hacking, sensitivity, molma).
+    """Run one of the studies.
+
+    They are weights, class_tuning, class, hacking, sensitivity, molma, open_tuning, open, open_topics.
 
     Each is a question answered by runs that differ in one thing.
     """

@@ -9,7 +9,7 @@ __all__ = ['Representation', 'Block', 'Blocks', 'Objectives', 'ObjectiveFunction
 
 # %% ../../nbs/bench/08_env.ipynb #49f649bf
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
@@ -17,7 +17,7 @@ import torch
 from annotated_types import MinLen
 from pydantic import BeforeValidator
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import embedding, normalize
 
 from .candidates import CandidateSpec, check_candidates, draw_candidates
 from ..core.config import Cosine, PositiveShare, Share, config, listed
@@ -25,6 +25,7 @@ from ..core.errors import DataError, nearest
 from ..text.exchanges import split_by_dialogue
 from ..text.encoders import project_bag, state_vector
 from .features import REFERENCE, REFUSAL, Features, history
+from .folds import SplitBy, groups
 from .judges import AttributionJudge, encoder_of
 from .masking import safe_set
 from .rewards import choose_tau_rel, context_embedding, cosine, gated, safety_reward, stack_objectives
@@ -79,6 +80,14 @@ class Env:
         "The environment of some states Long `[n]`; the pool is shared."
         some: dict[str, Any] = {k: v[states] for k, v in vars(self).items() if isinstance(v, Tensor) and k != "pool"}
         return replace(self, **some)
+
+    def windows(self) -> "Iterator[Env]":
+        "The environment in pieces whose tables can be laid out: here one, in the open setting many (notebook 07a)."
+        yield self
+
+    def candidates(self, states: Tensor) -> Tensor:
+        "Embeddings of the candidates of some states Long `[B]`: `[B, N, d]`, or `[N, d]` where all have the same."
+        return embedding(self.cand[states], self.pool)
 
     def to_gym(self, weights: Sequence[float] | None = None, t_max: int = 10) -> Any:
         """A gymnasium environment in which an episode is a dialogue; `weights` `[K]` of the reward, None: equal.
@@ -156,6 +165,8 @@ class EnvConfig:
     tau_metric: Share = 0.5  # p above which a reply is graded harmful
     z_score: bool = True  # standardise states with training statistics
     train_share: PositiveShare = 1.0  # of the training dialogues, for learning curves
+    # what stays in one fold: a dialogue; all dialogues with the same knowledge sentence, or with a similar one
+    split_by: SplitBy = "dialogue"
 
     def __post_init__(self) -> None:
         for doing, name in (("reward", self.reward_harm), ("mask", self.mask_harm)):
@@ -187,11 +198,12 @@ def represent(features: Features, kind: Representation) -> tuple[dict[str, Tenso
     raise ValueError(f"representation must be 'minilm', 'bag_of_words' or 'one_hot', got {kind!r}.")
 
 # %% ../../nbs/bench/08_env.ipynb #c4c7229e
-def split_rows(features: Features, seed: int) -> dict[str, Tensor]:
-    "Feature rows Long of train, dev_weights, dev_stop and test; no dialogue in two of them."
-    part = torch.from_numpy(split_by_dialogue(features.dialogue.tolist(), seed)).long()
+def split_rows(features: Features, seed: int, by: SplitBy = "dialogue") -> dict[str, Tensor]:
+    "Feature rows Long of train, dev_weights, dev_stop and test; no group of `groups(features, by)` in two of them."
+    group = groups(features, by)
+    part = torch.from_numpy(split_by_dialogue(group.tolist(), seed)).long()
     dev = (part == 1).nonzero().squeeze(1)
-    half = torch.unique(features.dialogue[dev], return_inverse=True)[1] % 2
+    half = torch.unique(group[dev], return_inverse=True)[1] % 2
     rows = {
         "train": (part == 0).nonzero().squeeze(1),
         "dev_weights": dev[half == 0],
@@ -200,24 +212,31 @@ def split_rows(features: Features, seed: int) -> dict[str, Tensor]:
     }
     if empty := [name for name, r in rows.items() if not len(r)]:
         raise DataError(
-            f"the split leaves {', '.join(empty)} empty: {len(features.dialogue.unique())} dialogues are too few; "
-            "20 or more are needed."
+            f"the split leaves {', '.join(empty)} empty: {len(group.unique())} "
+            f"{'dialogues' if by == 'dialogue' else f'groups of dialogues by {by}'} are too few; 20 or more are needed."
         )
     return rows
 
 # %% ../../nbs/bench/08_env.ipynb #26814f0f
-def make_envs(features: Features, spec: CandidateSpec, seed: int, config: EnvConfig = EnvConfig()) -> Splits:
+def make_envs(
+    features: Features,
+    spec: Any,
+    seed: int,
+    config: EnvConfig = EnvConfig(),
+    one: "Callable[..., Graded] | None" = None,
+) -> Splits:
     """The four environments of a split: a pure function of features, specification, seed and configuration.
 
-    The seed draws the split and the candidates. Raises DataError if an estimator is not in the features, or
-    if a split is too small for the specification.
+    The seed draws the split and the candidates. `one` makes an environment of another kind of `spec` (notebook 07a).
+    Raises DataError if an estimator is not in the features, or if a split is too small for the specification.
     """
+    one = one or _env
     for name in (config.reward_harm, config.mask_harm or config.reward_harm, config.grade_harm):
         if name not in features.p_harm:
             raise DataError(
                 f"these features hold no scores of the harm estimator {name!r}; they have {', '.join(features.p_harm)}."
             )
-    rows = split_rows(features, seed)
+    rows = split_rows(features, seed, config.split_by)
     if config.train_share < 1:
         ids = torch.unique(features.dialogue[rows["train"]])
         some = ids[
@@ -250,7 +269,7 @@ def make_envs(features: Features, spec: CandidateSpec, seed: int, config: EnvCon
     judge = AttributionJudge()
     heard = judge if judge.reads(features.card) else None
     envs = {
-        name: _env(features, r, spec, seed * 4 + i, config, z(states(r)), anchor(r), pool, context, own, tau_rel, heard)
+        name: one(features, r, spec, seed * 4 + i, config, z(states(r)), anchor(r), pool, context, own, tau_rel, heard)
         for i, (name, r) in enumerate(rows.items())
     }
     return Splits(**envs, tau_rel=tau_rel, scale=z)

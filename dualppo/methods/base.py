@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEARNERS', 'CONFIGS', 'STACKS', 'Report', 'Trained', 'sized', 'dev_row', 'Budget', 'Learner', 'Together', 'learns',
            'stacks_for', 'learner_of', 'stack_of', 'Progress', 'run_key', 'keep', 'resume', 'adam_state', 'load_adam',
-           'prefixed', 'under', 'check_splits', 'train', 'train_together']
+           'prefixed', 'under', 'check_splits', 'train', 'to_the_end', 'train_together']
 
 # %% ../../nbs/methods/0c1_base.ipynb #d6e49b34
 import copy
@@ -295,7 +295,7 @@ def resume(progress: Progress, path: Path, key: str) -> None:
     """
     if (content := read_sealed(path)) is None:
         return
-    tensors = {name: values.to(progress.begun.device) for name, values in safetensors.torch.load(content).items()}
+    tensors = {name: values.to(progress.dev.x.device) for name, values in safetensors.torch.load(content).items()}
     notes = json.loads(bytes(tensors.pop("notes").tolist()))
     if notes["key"] != key:
         return
@@ -372,13 +372,16 @@ def train(
     check_splits(splits)
     seen = splits.seen() if isinstance(splits, Splits) else splits
     make: Callable[..., Learner] = learner_of(config)
-    learner = make(seen, config, seed, **options)
-    progress = Progress(learner, splits.dev_stop)
-    key = run_key(seen, config, seed) if checkpoint else ""
+    progress = Progress(make(seen, config, seed, **options), splits.dev_stop)
+    return to_the_end(progress, report, checkpoint, run_key(seen, config, seed) if checkpoint else "")
+
+
+def to_the_end(progress: Progress, report: Report | None, checkpoint: Path | None, key: str) -> Trained:
+    "Step until the steps or the patience are used up; on from a `checkpoint` of this `key`."
     if checkpoint:
         resume(progress, checkpoint, key)
     while not progress.over:
-        row = progress.count(learner.step())
+        row = progress.count(progress.learner.step())
         if row and checkpoint:
             keep(progress, checkpoint, key)
         if row and report:

@@ -21,7 +21,7 @@ from ..bench.env import Env, Seen
 from ..bench.features import REFUSAL
 from ..bench.masking import MINUS_INFINITY, MaskMode, mask_logits
 from ..exact.oracle import oracle_log_probs
-from ..policies.policy import Policy, PolicyKind, all_log_probs, make_policy
+from ..policies.policy import Policy, PolicyKind, all_log_probs, inner_products, make_policy
 from .ppo import PPOConfig
 
 # %% ../../nbs/methods/20_baselines.ipynb #9c87c98f
@@ -48,7 +48,7 @@ class SFTConfig:
     kappa: Positive = 40.0  # inverse temperature of the softmax
     warm_start: bool = True  # start as the encoder's ranking; else from random weights
     mask: MaskMode = "off"  # on: forbidden replies have no probability; zero: as the text has it (A17); off
-    # two_tower; offset is a control, cross and set see candidates one by one or all at once
+    # two_tower; offset is a control, towers move the replies, cross and set see them one by one or all at once
     policy: PolicyKind = "two_tower"
 
 
@@ -69,7 +69,7 @@ class Fit(Learner):
 
     def __init__(self, splits: Seen, config: SFTConfig, seed: int):
         self.splits, self.env, self.config, self.seed = splits, splits.train, config, seed
-        self.weights = sized((1.0,), self.env.reward.shape[-1])
+        self.weights = sized((1.0,), len(self.env.objectives))
         self.g = torch.Generator(self.env.x.device).manual_seed(seed)
         self.policy = self.begin()
         self.optimiser = torch.optim.Adam(self.policy.parameters(), lr=config.lr, fused=True)
@@ -236,7 +236,7 @@ class Control:
 
     def __call__(self, env: Env, states: Tensor, mask: MaskMode | None = None) -> Tensor:
         part, n = env.take(states), env.cand.shape[1]
-        similarity = self.kappa * torch.bmm(part.anchor[:, None], F.embedding(part.cand, env.pool).mT).squeeze(1)
+        similarity = self.kappa * inner_products(part.anchor, env.candidates(states))
         if self.name == "random":
             return torch.zeros_like(similarity).log_softmax(1)
         if self.name.startswith("similarity"):
@@ -247,7 +247,7 @@ class Control:
         if self.name == "gold":
             refusal = (part.kind == REFUSAL).int().argmax(1)
             return point_mass(torch.where(part.gold >= 0, part.gold, refusal), n)
-        return oracle_log_probs(part, sized((1.0,), part.reward.shape[-1]))
+        return oracle_log_probs(part, sized((1.0,), len(env.objectives)))
 
 
 @learns(Control)
@@ -258,7 +258,7 @@ class Untrained(Learner):
     patience = 1
 
     def __init__(self, splits: Seen, config: Control, seed: int):
-        self.config, self.policy, self.weights = config, config, sized((1.0,), splits.train.reward.shape[-1])
+        self.config, self.policy, self.weights = config, config, sized((1.0,), len(splits.train.objectives))
 
 # %% ../../nbs/methods/20_baselines.ipynb #6adaec84
 SINGLE_OBJECTIVE = PPOConfig(weights=(1.0, 0.0), rule="fixed", mask="off")

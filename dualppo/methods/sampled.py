@@ -37,7 +37,7 @@ class SampledConfig:
     kappa: Positive = 40.0  # inverse temperature of the softmax
     warm_start: bool = True  # start as the encoder's ranking; else from random weights
     mask: MaskMode = "on"  # on: forbidden replies have no probability; zero: as the text has it (A17); off
-    # two_tower; offset is a control, cross and set see candidates one by one or all at once
+    # two_tower; offset is a control, towers move the replies, cross and set see them one by one or all at once
     policy: PolicyKind = "two_tower"
 
 # %% ../../nbs/methods/0d1_sampled.ipynb #4e355813

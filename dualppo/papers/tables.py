@@ -32,6 +32,7 @@ from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 
 from ..bench.candidates import SETTINGS
+from ..bench.open import EVERY_SETTING
 from .claims import PAPER
 from .stats import paired_interval
 from ..core.errors import DataError, nearest
@@ -131,7 +132,7 @@ def records_at(outputs: Path, folder: str) -> list[dict]:
         name = record["method"]
         return known.index(name) if name in known else len(known), name, record["setting"]
 
-    records = [r for r in map(read_record, sorted(place.glob("*/*.json"))) if r and r["setting"] in SETTINGS]
+    records = [r for r in map(read_record, sorted(place.glob("*/*.json"))) if r and r["setting"] in EVERY_SETTING]
     return sorted((r | {"method": _row_name(r["method"])} for r in records), key=order)
 
 

@@ -37,7 +37,7 @@ from dualppo.core.files import (
     write_sealed,
 )
 from ..core.places import inside, set_aside
-from ..exact.metrics import METRICS, PRIMARY
+from ..exact.metrics import OPEN_METRICS, PRIMARY
 from ..methods.modrl import SELF
 from ..policies.stored import load_policy
 from .key import RECORD_SCHEMA, describe, to_json
@@ -118,7 +118,7 @@ Text = Annotated[str, PlainValidator(_text)]
 Figure = Annotated[float, Ge(-1e30), Le(1e30)]
 Size = Annotated[int, Ge(0), Le(2**63 - 1)]
 Rates = Annotated[list[Figure | None], MinLen(1)]
-Metrics = Annotated[dict[Annotated[str, _among(*METRICS)], Annotated[float, Ge(-1e6), Le(1e6)] | None], MinLen(1)]
+Metrics = Annotated[dict[Annotated[str, _among(*OPEN_METRICS)], Annotated[float, Ge(-1e6), Le(1e6)] | None], MinLen(1)]
 
 
 class _Checked(BaseModel):

@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 
-from ..bench.candidates import SETTINGS, CandidateSpec
+from ..bench.candidates import SETTINGS
+from ..bench.open import EVERY_SETTING, OpenSpec, Spec
 from ..core.errors import DataError, nearest
+from ..methods.open import open_learner
 from ..methods.rows import Method, addressed, all_methods, configure, method
 
 # %% ../../nbs/workshop/41_spec.ipynb #985a8b84
@@ -121,12 +123,13 @@ def one_of(what: str, name: str, known: Iterable[str]) -> str:
     return name
 
 
-def resolve(run: Run) -> tuple[Method, CandidateSpec]:
+def resolve(run: Run) -> tuple[Method, Spec]:
     """The method and the candidates of a run, with the profile's and then the run's own overrides.
 
-    Raises DataError for unknown names (with the nearest), values of a wrong type or out of range, and bad seeds.
+    Raises DataError for unknown names (with the nearest), values of a wrong type or out of range, bad seeds, and for a
+    method that has no form in the setting.
     """
-    row, spec = method(run.method), SETTINGS[one_of("setting", run.setting, SETTINGS)]
+    row, spec = method(run.method), EVERY_SETTING[one_of("setting", run.setting, EVERY_SETTING)]
     profile = PROFILES[one_of("profile", run.profile, PROFILES)]
     if (
         not 0 < len(run.seeds) <= 10_000
@@ -146,7 +149,10 @@ def resolve(run: Run) -> tuple[Method, CandidateSpec]:
         spec = replace(spec, **changes["candidates"])
     except ValueError as error:
         raise DataError(f"setting {run.setting!r}: {error}") from None
-    return configure(row, {f"{part}.{k}": v for part in ("config", "env") for k, v in changes[part].items()}), spec
+    row = configure(row, {f"{part}.{k}": v for part in ("config", "env") for k, v in changes[part].items()})
+    if isinstance(spec, OpenSpec):
+        open_learner(row.config, row.name)
+    return row, spec
 
 # %% ../../nbs/workshop/41_spec.ipynb #9dd45729
 def pick_device(name: str) -> torch.device:
@@ -204,7 +210,7 @@ def grid(
     "The runs of a profile. Raises DataError for unknown names."
     kind = PROFILES[one_of("profile", profile, PROFILES)]
     names = [one_of("method", name, all_methods()) for name in methods or kind.methods or all_methods()]
-    places = [one_of("setting", name, SETTINGS) for name in settings or SETTINGS]
+    places = [one_of("setting", name, EVERY_SETTING) for name in settings or SETTINGS]  # open only where it is named
     runs = [
         Run(name, place, kind.seeds_of(name), profile, data, device)
         for place in places

@@ -342,4 +342,28 @@ SYMBOLS = (
         "test_modrl.py::test_win_rates_equal_enumeration_and_add_up",
         "methods/13_modrl",
     ),
+    Symbol(
+        r"i \sim j",
+        "dialogues that share a fold: sentences above a cosine",
+        "ours",
+        "bench.folds.linked",
+        "test_open.py::test_groups_are_connected_components",
+        "bench/04b_folds",
+    ),
+    Symbol(
+        r"\mathbb E_\pi[R_k],\; P \approx 30{,}000",
+        "exact sums over the whole library, in windows",
+        "ours",
+        "bench.open.OpenEnv",
+        "test_open.py::test_its_tables_are_the_ordinary_ones",
+        "bench/07a_open",
+    ),
+    Symbol(
+        r"\nabla_\theta J",
+        "the exact gradient over the whole library",
+        "ours",
+        "methods.open.OpenExact",
+        "test_open.py::test_training_is_the_ordinary_one",
+        "methods/23_open",
+    ),
 )
