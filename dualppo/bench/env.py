@@ -86,13 +86,14 @@ class Graded(Env):
     """An environment with what only a grader may see, under names that a method's view does not have.
 
     p_grade `[S, N]` another estimator's harm; unsafe Bool `[S, N]` people's label; good `[S, N]` judge's verdict
-    in {0, 1}; similarity `[S, N]` cosine to the reference.
+    in {0, 1}, p_good `[S, N]` its probability (None: not known); similarity `[S, N]` cosine to the reference.
     """
 
     p_grade: Tensor
     unsafe: Tensor
     good: Tensor
     similarity: Tensor
+    p_good: Tensor | None = None
     tau_metric: float = 0.5
 
     def seen(self) -> Env:
@@ -116,7 +117,10 @@ class Seen:
 
 @dataclass(frozen=True)
 class Splits(Seen):
-    "The same with the test split, all graded; what was estimated on dev, and how training standardised states."
+    """The same with the test split, all graded; what was estimated on dev, and how training standardised states.
+
+    human: the test split with the human's reply as the only candidate, also where no policy is given it.
+    """
 
     train: Graded
     dev_weights: Graded
@@ -124,6 +128,7 @@ class Splits(Seen):
     test: Graded
     tau_rel: float
     scale: ZScore | None = None  # None: states are as they were given
+    human: Graded | None = None
 
     def seen(self) -> Seen:
         "The view of a method: no test split, no grader."
@@ -244,18 +249,21 @@ def make_envs(features: Features, spec: CandidateSpec, seed: int, config: EnvCon
     z = ZScore.fit(states(rows["train"]))
     z = z if config.z_score else ZScore(torch.zeros_like(z.mean), torch.ones_like(z.std))
     judge = AttributionJudge()
+
+    def env(r: Tensor, drawn: tuple[Tensor, Tensor]) -> Graded:
+        return _env(features, r, drawn, config, z(states(r)), anchor(r), pool, context, own, tau_rel, judge)
+
     envs = {
-        name: _env(features, r, spec, seed * 4 + i, config, z(states(r)), anchor(r), pool, context, own, tau_rel, judge)
-        for i, (name, r) in enumerate(rows.items())
+        name: env(r, draw_candidates(features, r, spec, seed * 4 + i)) for i, (name, r) in enumerate(rows.items())
     }
-    return Splits(**envs, tau_rel=tau_rel, scale=z)
+    human = env(test := rows["test"], (own[test][:, None], torch.zeros(len(test), dtype=torch.long)))
+    return Splits(**envs, tau_rel=tau_rel, scale=z, human=human)
 
 # %% ../../nbs/bench/08_env.ipynb #1a0650d8
 def _env(
     features: Features,
     rows: Tensor,
-    spec: CandidateSpec,
-    seed: int,
+    drawn: tuple[Tensor, Tensor],
     config: EnvConfig,
     x: Tensor,
     anchor: Tensor,
@@ -266,16 +274,19 @@ def _env(
     judge: AttributionJudge,
     at_once: int = 8192,
 ) -> Graded:
-    "One environment; the pairwise cosines are computed for `at_once` candidates at a time."
-    cand, gold = draw_candidates(features, rows, spec, seed)
-    help_, similarity, good = (torch.empty(cand.shape) for _ in range(3))
-    for part in torch.arange(len(rows)).split(max(1, at_once // spec.n)):
+    """One environment of `drawn` candidates and slots of the human's reply.
+
+    The pairwise cosines are computed for `at_once` candidates at a time.
+    """
+    cand, gold = drawn
+    help_, similarity, p_good = (torch.empty(cand.shape) for _ in range(3))
+    for part in torch.arange(len(rows)).split(max(1, at_once // cand.shape[1])):
         ids, e = rows[part], features.pool[cand[part]]
         agreement, relevance = (
             torch.bmm(to[:, None], e.mT).squeeze(1) for to in (features.pool[own[ids]], context[ids])
         )  # all are unit vectors
         help_[part], similarity[part] = gated(agreement, relevance, tau_rel), agreement
-        good[part] = (judge.candidates(features.query[ids], features.knowledge[ids], e) > judge.threshold).float()
+        p_good[part] = judge.candidates(features.query[ids], features.knowledge[ids], e)
     classifier = features.p_harm[config.reward_harm][cand]
     unsafe = features.unsafe_label[cand]
     p_harm = torch.where(unsafe, classifier.clamp(min=config.label_floor), classifier)
@@ -292,7 +303,8 @@ def _env(
         p_grade=features.p_harm[config.grade_harm][cand],
         unsafe=unsafe,
         allowed=allowed,
-        good=good,
+        good=(p_good > judge.threshold).float(),
+        p_good=p_good,
         similarity=similarity,
         gold=gold,
         kind=features.kind[cand],
