@@ -241,7 +241,7 @@ BUDGETS = Study(
 
 # %% ../../nbs/papers/39_studies.ipynb #e4165bbb
 _TURNED: dict[str, dict[str, object]] = {
-    "as registered": {},
+    "as registered": {"base_rate": 0.3},
     "the head masks": {"mask_harm": "head"},
     "the head rewards and masks": {"reward_harm": "head"},
     "masking and grading exchanged": {"reward_harm": "tcc", "grade_harm": "tox_block"},

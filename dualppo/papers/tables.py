@@ -42,6 +42,7 @@ from ..text.exchanges import load_dialogues, normalise_text
 from ..bench.features import GIVEN, REFUSALS, WIZARD
 from ..methods.rows import all_methods
 from ..exact.metrics import METRICS, OBJECTIVE, READINGS
+from ..losses.weights import Lagrangian
 from ..runs.key import to_json
 from ..runs.records import manifest, read_record
 from ..runs.spec import CONTROLS
@@ -508,7 +509,15 @@ def ending(record: Mapping | None) -> tuple[str, str]:
     last = Cell.of([one["last"]["average_reward"] for one in trained if one.get("last")]).text(False)
     facts = [one.get("facts") or {} for one in record["results"]]
     counts = [str(sum(bool(f[name]) for f in facts)) if all(name in f for f in facts) else "–" for name in FACTS]
-    return last, " · ".join(counts)
+    capped = sum(_multiplier(record, one) >= 0.999 * Lagrangian.largest for one in trained)
+    return last, " · ".join(counts) + (f", λ at its cap in {capped}" if capped else "")
+
+
+def _multiplier(record: Mapping, one: Mapping) -> float:
+    "λ = β/α after the last epoch, of a run whose rule is the lagrangian; else 0."
+    ruled = (record.get("config") or {}).get("method", {}).get("rule") == "lagrangian"
+    weights = one.get("weights") or []
+    return weights[1] / weights[0] if ruled and len(weights) > 1 and weights[0] else 0.0
 
 
 def minus(setting: str, base: str) -> str:

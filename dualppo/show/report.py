@@ -162,9 +162,10 @@ def decimals(frame: pd.DataFrame) -> pd.DataFrame:
 VERDICTS: dict[Verdict, tuple[str, str]] = {
     "reproduced": ("✓", "good"), "direction only": ("↗", "part"), "not reproducible as specified": ("?", "open"),
     "contradicted by its own table": ("≠", "self"), "contradicted": ("✗", "bad"), "equivalent": ("≈", "part"),
+    "smaller than the margin": ("⊂", "part"),
     "not shown to be equivalent": ("≉", "open"), "not found": ("∅", "open"), "too few seeds to tell": ("⋯", "none"),
     "not yet measured": ("–", "none")}
-LEDGER_COLUMNS = ("setting", "printed", "ours", "interval", "n")
+LEDGER_COLUMNS = ("setting", "start", "printed", "ours", "interval", "n")
 TEMPLATES.globals |= {"verdicts": VERDICTS, "labels": LEDGER_COLUMNS}
 
 
