@@ -1,5 +1,8 @@
 """The registration is complete, names what exists, and binds every analysis."""
 
+import csv
+import tomllib
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -12,6 +15,8 @@ from dualppo.papers.ledger import Verdict
 from dualppo.papers.registration import Analysis, read_registration, registration
 from dualppo.papers.studies import STUDIES
 from dualppo.runs.spec import EXPLORED, HEADLINE, PROFILES, SEED_000, grid
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_every_arm_of_the_profile_is_registered_with_its_number_of_seeds():
@@ -28,7 +33,7 @@ def test_every_study_is_registered_with_its_seeds_and_its_kind():
     for one in registration().studies:
         study = STUDIES[one.name]
         assert len(study.seeds) == one.seeds and (one.kind == "exploratory" or one.seeds >= 12), one
-        assert study.profile == "paper" and set(study.starts) == set(STARTS)
+        assert study.profile == "paper" and "letter" in study.starts
 
 
 def test_the_rule_gives_every_case_one_word():
@@ -144,3 +149,22 @@ def test_the_analyses_of_the_library_ask_the_registration(tmp_path):
         answers([], narrow, "stress")
     with pytest.raises(ValueError, match="entropy"):
         gather_evidence(tmp_path).estimates(["dual_ppo"], "stress", "entropy")
+
+
+def test_rates_are_those_that_were_chosen():
+    """rates.toml is what tools/tuning.py chose, and the rows use it; an edge is no choice."""
+    rows = csv.DictReader((ROOT / "outputs/published/tuning.csv").read_text().splitlines())
+    chosen = {(row["method"], row["start"]): float(row["learning_rate"]) for row in rows if row["chosen"] == "yes"}
+    kept = tomllib.loads((ROOT / "dualppo/assets/rates.toml").read_text())
+    assert {(name, start): rate for name, own in kept.items() for start, rate in own.items()} == {
+        key: rate for key, rate in chosen.items() if "molma" not in method(key[0]).tables
+    }
+    for name, own in kept.items():
+        for start, rate in own.items():
+            config = method(name).begun(start).config
+            assert getattr(config, "lr", None) == rate or getattr(config, "policy_lr", None) == rate, (name, start)
+    for start in STARTS:  # an ablation has the rate of what it is an ablation of
+        same = {
+            method(n).begun(start).config.policy_lr for n in ("dual_ppo_bandit", "wo_mask_bandit", "wo_dual_bandit")
+        }
+        assert len(same) == 1 and method("dual_ppo").begun(start).config.policy_lr == 3e-5

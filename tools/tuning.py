@@ -1,4 +1,4 @@
-"""Learning rates on dev, the same budget for every method of a kind: writes outputs/published/tuning.csv.
+"""Learning rates on dev, the same budget for every method of a kind: writes tuning.csv and the package's rates.toml.
 
     python tools/tuning.py [METHOD ...]        none: all of them; rows of the others are kept
 
@@ -26,7 +26,9 @@ from dualppo.methods.base import Trained
 from dualppo.methods.ppo import PPOConfig, validation_gain
 from dualppo.methods.rows import Method, configure, method, train_method
 
-PATH = Path(__file__).resolve().parent.parent / "outputs" / "published" / "tuning.csv"
+ROOT = Path(__file__).resolve().parent.parent
+PATH = ROOT / "outputs" / "published" / "tuning.csv"
+CHOSEN = ROOT / "dualppo" / "assets" / "rates.toml"
 RATES = (3e-5, 1e-4, 3e-4)
 FIELDS = {
     **dict.fromkeys(("sft", "sft_inside", "dpo", "dpo_inside", "exact_gradient"), ("lr", RATES)),
@@ -101,6 +103,17 @@ def reference(rows: dict[str, list[dict]], name: str, start: str) -> dict[str, o
     return {"sft_lr": float(sft[0]["learning_rate"])} if name.startswith("dpo") and sft else {}
 
 
+def rates_text(rows: list[dict]) -> str:
+    """rates.toml: the chosen rate of every method of seed 000 from each start; none where it lies at the edge."""
+    out = ["# Written by tools/tuning.py: learning rates chosen on dev, seed 100, method by method and start by start."]
+    out.append("# A method that is not here keeps the rate of its configuration.")
+    chosen = [row for row in rows if row["chosen"] == "yes" and "molma" not in method(row["method"]).tables]
+    for name in dict.fromkeys(row["method"] for row in chosen):
+        own = sorted((row["start"], float(row["learning_rate"])) for row in chosen if row["method"] == name)
+        out += ["", f"[{name}]", *(f"{start} = {rate!r}" for start, rate in own)]
+    return "\n".join(out) + "\n"
+
+
 def main() -> None:
     torch.set_num_threads(1)
     names = sys.argv[1:] or list(FIELDS)
@@ -115,6 +128,7 @@ def main() -> None:
         out.writeheader()
         out.writerows(row for group in rows.values() for row in group)
         atomic_write(PATH, text.getvalue())
+        atomic_write(CHOSEN, rates_text([row for group in rows.values() for row in group]))
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ def dpo_loss(logp_w: Tensor, logp_l: Tensor, ref_w: Tensor, ref_l: Tensor, beta:
 class SFTConfig:
     """Cross-entropy to the human's reply.
 
-    Same policy class, mini-batch, dialogues per epoch and patience as `PPOConfig`; lr is the best on dev of three rates
-    (outputs/published/tuning.csv).
+    Same policy class, mini-batch, dialogues per epoch and patience as `PPOConfig`; the rows of the tables have rates
+    of their own, chosen on dev (outputs/published/tuning.csv).
     """
 
     lr: Positive = 3e-5  # learning rate, chosen on dev
