@@ -386,7 +386,7 @@ def _raised(asked: Sequence[_Asked], plan: Registration) -> dict[int, float]:
     for i, one in enumerate(asked):
         if one.comparison.kind == "difference":
             families.setdefault((one.comparison.start, plan.family(one.metric)), []).append(i)
-    out = {}
+    out: dict[int, float] = {}
     for (start, metrics), members in families.items():
         missing = [1.0] * (plan.planned(metrics[0], start) - len(members))
         both = zip(*(holm([getattr(asked[i], name) for i in members] + missing) for name in ("signs", "resplit")))

@@ -244,11 +244,12 @@ def united(records: Sequence[Mapping]) -> dict:
 def shown_folder(outputs: Path) -> str:
     """The folder of runs that README and report show.
 
-    The registered profile's where the paper's method and every control have run in both settings, else `quick`; where
-    that has no run, the folder that has most.
+    The registered profile's where every control and every row that answers to one of the paper's have run in both
+    settings, from either start, else `quick`; where that has no run, the folder that has most.
     """
     ran = {(r["setting"], base_name(r["method"])) for r in records_at(outputs, "paper")}
-    if ran >= set(product(SETTINGS, (*CONTROLS, "dual_ppo"))):
+    answering = [name for name, row in all_methods().items() if row.paper and {"table2", "table3"} & set(row.tables)]
+    if ran >= set(product(SETTINGS, (*CONTROLS, *answering))):
         return "paper"
     if records_at(outputs, "quick"):
         return "quick"
