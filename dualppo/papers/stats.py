@@ -86,11 +86,12 @@ def times_drawn(count: int, draws: int, g: np.random.Generator) -> np.ndarray:
 
 
 def drawn_means(times: np.ndarray, sums: np.ndarray, states: np.ndarray) -> np.ndarray:
-    """Mean over the states of the drawn dialogues `[draws, ...]`.
+    """Mean over the states of the drawn dialogues `[draws, ...]`; nan for a draw without a state.
 
     Sums per dialogue `[count, ...]`, their states `[count]`.
     """
-    return ((times @ sums).T / (times @ states)).T
+    with np.errstate(invalid="ignore"):
+        return ((times @ sums).T / (times @ states)).T
 
 
 @functools.lru_cache(maxsize=2)
@@ -117,7 +118,7 @@ def hierarchical_interval(
         for times, count, total in zip(_draws_of_seeds(tuple(map(len, n)), draws), n, s)
     ]
     means = np.array(within, float)[g.integers(len(n), size=(draws, len(n))), np.arange(draws)[:, None]].mean(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(float(np.mean(each)), float(low), float(high), len(n))
 
 
