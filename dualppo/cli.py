@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Command', 'WIDE', 'PLAINLY', 'ABOUT', 'Reproduce', 'Train', 'Tables', 'RunStudy', 'WriteReport', 'Rank', 'Chat',
            'Methods', 'Build', 'Verify', 'Scores', 'Data', 'default_published', 'chosen_seeds', 'worker_count',
-           'usable_settings', 'show_grid', 'count_line', 'tell', 'print_failures', 'plainly', 'show', 'rows_of_figures',
-           'show_table', 'by_group', 'print_tables', 'parse_value', 'parse_changes', 'train_parser', 'train_overrides',
-           'quietly', 'parse', 'known_flags', 'dispatch', 'refusal', 'main']
+           'usable_settings', 'show_grid', 'named', 'count_line', 'tell', 'print_failures', 'plainly', 'show',
+           'rows_of_figures', 'show_table', 'by_group', 'print_tables', 'parse_value', 'parse_changes', 'train_parser',
+           'train_overrides', 'quietly', 'parse', 'known_flags', 'dispatch', 'refusal', 'main']
 
 # %% ../nbs/workshop/43_cli.ipynb #63a90b1b
 import codecs
@@ -98,6 +98,8 @@ class Reproduce:
     device: str = "auto"  # a GPU where there is one; cpu, cuda or cuda:1
     methods: tuple[str, ...] = ()  # only these methods (see `dualppo methods`)
     settings: tuple[str, ...] = ()  # only these settings: clean, stress; open too where it is named
+    # only from these starts: letter (random heads, as the paper has it), similarity (the encoder's ranking)
+    start: tuple[str, ...] = ()
     # instead of the profile's: how many (3 means 0,1,2), or which (0,3,7); other seeds than the profile's are a folder
     # of runs of their own, custom
     seeds: str = ""
@@ -114,6 +116,7 @@ class Train:
 
     method: tyro.conf.Positional[str]  # which method (see `dualppo methods`)
     setting: str = "stress"  # clean, stress, or open: all replies there are (not every method can)
+    start: str = "similarity"  # letter (random heads, as the paper has it) or similarity (the encoder's ranking)
     seeds: str = "1"  # how many seeds (2 means 0 and 1), or which: 0,3,7; a single one with a comma: 7,
     profile: Literal["smoke", "quick", "paper"] = "quick"  # whose number of epochs is used unless you set it
     data: str = "auto"  # embedded, wow, chitchat, a features file, or dialogue files
@@ -300,18 +303,21 @@ def _reproduce(args: Reproduce, console: Console) -> int:
     pick_device(args.device)
     profile = args.profile or {"dual_ppo": "quick", "molma": "molma"}[args.paper]
     chosen = args.methods or (PROFILES["molma"].methods if args.paper == "molma" else None) or ()
-    grid(profile, "embedded", args.device, chosen, args.settings)
+    grid(profile, "embedded", args.device, chosen, args.settings, args.start)
     path = features_path(args.data, args.download, console.print)
     check_writable(outputs)
     data = data_argument(path)
     settings = usable_settings(args.settings, path, console)
-    runs = [replace(run, seeds=seeds or run.seeds) for run in grid(profile, data, args.device, chosen, settings)]
+    planned = grid(profile, data, args.device, chosen, settings, args.start)
+    runs = [replace(run, seeds=seeds or run.seeds) for run in planned]
     texts = args.data if Path(args.data).exists() and Path(args.data) != path else ""
     folders = list(dict.fromkeys(map(profile_folder, runs)))
     if args.engine == "local":
         outcomes = show_grid(runs, outputs, workers, args.notebooks, texts, console)
     else:
-        config = Config(profile, str(outputs), data, args.device, tuple(chosen), settings, 0, args.notebooks, texts)
+        config = Config(
+            profile, str(outputs), data, args.device, tuple(chosen), settings, args.start, 0, args.notebooks, texts
+        )
         outcomes = run_workflow(
             config, args.engine, None if args.engine == "slurm" and args.workers == "auto" else workers
         )
@@ -351,7 +357,7 @@ def show_grid(
         task = bar.add_task("looking for what is missing", total=total)
 
         def names() -> None:
-            bar.update(task, description=", ".join(f"{r.method} ({r.setting})" for r in running))
+            bar.update(task, description=", ".join(map(named, running)))
 
         def started(run: Run) -> None:
             running.append(run)
@@ -373,6 +379,11 @@ def show_grid(
     return outcomes
 
 
+def named(run: Run) -> str:
+    "A run in a few words: method, setting, and the start if it is the paper's."
+    return f"{run.method} ({run.setting}{', letter' if run.start == 'letter' else ''})"
+
+
 def count_line(outcomes: Sequence[Outcome]) -> str:
     "How many runs ended how."
     count = Counter(o.status for o in outcomes)
@@ -385,7 +396,7 @@ def tell(outcome: Outcome, console: Console) -> None:
     "One line about a run that ended."
     sign, style = ("✓", "green") if outcome.status == "done" else ("✗", "red")
     console.print(
-        Text(f"{sign} {outcome.run.method} ({outcome.run.setting}) {outcome.seconds:.0f} s {outcome.why}", style=style)
+        Text(f"{sign} {named(outcome.run)} {outcome.seconds:.0f} s {outcome.why}", style=style)
     )
 
 
@@ -399,7 +410,7 @@ def print_failures(failed: Sequence[Outcome], total: int, console: Console) -> N
             )
         )
         for outcome in failed:
-            console.print(Text(f"  {outcome.run.method} ({outcome.run.setting}): {outcome.why}", style="red"))
+            console.print(Text(f"  {named(outcome.run)}: {outcome.why}", style="red"))
 
 # %% ../nbs/workshop/43_cli.ipynb #d2133cbd
 WIDE = 130  # columns a terminal needs for three metrics side by side; a narrower one gets a table per metric
@@ -580,6 +591,7 @@ def _train(args: Train, more: Mapping[str, object], console: Console) -> int:
     values = {
         "method": args.method,
         "setting": args.setting,
+        "start": args.start,
         "seeds": chosen_seeds(args.seeds),
         "profile": args.profile,
         "device": args.device,

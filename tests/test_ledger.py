@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from dualppo.papers.claims import arithmetic
+from dualppo.exact.metrics import READINGS
 from dualppo.papers.ledger import (
+    Claim,
     Evidence,
     Verdict,
     claimed,
@@ -16,18 +18,20 @@ from dualppo.papers.ledger import (
     gather_evidence,
     ledger,
     ledger_markdown,
+    of_start,
     printed_numbers,
     size_entries,
     verdict_on,
 )
-from dualppo.methods.rows import all_methods
+from dualppo.methods.rows import STARTS, all_methods
 from dualppo.papers.registration import Analysis, registration
 from dualppo.papers.stats import Answer, Estimate, Finding, answers, detectable
+from dualppo.papers.tables import base_name
 
 
 def record(method: str, values: np.ndarray, setting: str = "stress") -> dict:
-    """A run whose three primary metrics are the same numbers, twenty dialogues a seed."""
-    names = ("average_reward", "harm", "good")
+    """A run whose metrics are all the same numbers, twenty dialogues a seed."""
+    names = ("average_reward", "harm", "recall_at_1", "help_cosine", "good")
     return {
         "method": method,
         "setting": setting,
@@ -57,13 +61,19 @@ def evidence(*records: dict, profile: str = "paper") -> Evidence:
 def test_every_claim_names_a_registered_comparison():
     plan = registration()
     questions = {c.id: c for c in plan.comparisons}
-    for _, _, _, question, sign, metric, _ in claimed():
-        c = questions[question]
-        assert (
-            Analysis(question, (c.arm, c.base), (metric,)).check(plan)
-            and sign in ((0,) if question == "learned_same" else (1, -1))
-            and {c.arm, c.base} <= set(all_methods())
-        )
+    for claim in claimed():
+        for start in STARTS:
+            c = questions[of_start(claim.question, start)]
+            assert (
+                Analysis(c.id, (c.arm, c.base), (claim.metric,)).check(plan)
+                and claim.sign in ((0,) if claim.question == "learned_same" else (1, -1))
+                and {base_name(c.arm), base_name(c.base)} <= set(all_methods())
+            )
+
+
+def test_helpfulness_is_claimed_in_every_reading():
+    metrics = [c.metric for c in claimed() if c.id == "C2" and "more helpful than SFT" in c.words]
+    assert tuple(metrics) == READINGS
 
 
 @pytest.mark.parametrize(
@@ -71,15 +81,16 @@ def test_every_claim_names_a_registered_comparison():
     [
         (0.05, {"C5": {"direction only", "contradicted"}}),
         (-0.05, {"C5": {"contradicted", "direction only"}}),
-        (0.0, {"C5": {"not found"}}),
+        (0.0, {"C5": {"smaller than the margin"}}),
     ],
 )
 def test_learned_against_fixed(base, shift, verdicts):
     noise = np.random.default_rng(1).normal(0, 0.001, 12)
     found = ledger(evidence(record("dual_ppo_bandit", base + shift + noise), record("fixed_weights_bandit", base)))
-    lines = {e.claim: e.verdict for e in found if e.id == "C5" and e.setting == "stress" and "beat" in e.claim}
+    ours = [e for e in found if e.id == "C5" and e.setting == "stress" and e.start == "similarity"]
+    lines = {e.claim: e.verdict for e in ours if "beat" in e.claim}
     assert set(lines.values()) == verdicts["C5"]
-    same = [e for e in found if e.id == "C5" and e.setting == "stress" and "equivalent" in e.claim]
+    same = [e for e in ours if "equivalent" in e.claim]
     assert (
         {e.verdict for e in same} == {"not shown to be equivalent" if shift else "equivalent"}
         and "margin ± 0.005" in same[0].why
@@ -89,10 +100,13 @@ def test_learned_against_fixed(base, shift, verdicts):
         assert (lines["learned weights beat fixed ones: reward"] == "direction only") == (shift > 0)
 
 
-def test_padding_that_changes_nothing_contradicts_the_claim(base):
+def test_padding_that_is_the_same_by_construction_contradicts_nothing(base):
     found = evidence(record("dual_ppo", base), record("wo_padding_ragged", base))
-    padding = next(e for e in ledger(found) if "padding" in e.claim and e.setting == "stress")
-    assert padding.verdict == "contradicted" and padding.n == "12"
+    padding = [e for e in ledger(found) if "padding" in e.claim and e.setting == "stress"]
+    assert {e.start: (e.verdict, e.n) for e in padding} == {
+        "letter": ("not yet measured", ""),
+        "similarity": ("not reproducible as specified", "12"),
+    }
 
 
 def test_what_was_not_run_is_not_claimed(base):
@@ -103,37 +117,33 @@ def test_what_was_not_run_is_not_claimed(base):
 
 
 def test_a_printed_number_is_reproduced_only_if_it_lies_in_the_interval():
-    near = printed_numbers(evidence(record("dual_ppo", np.full(10, 0.71) + np.linspace(-0.01, 0.01, 10))), "stress")
-    assert {e.claim.split(": ")[1]: e.verdict for e in near} == {
-        "Helpfulness %": "not reproducible as specified",
-        "Harmfulness %": "not reproducible as specified",
-        "Avg. reward": "reproduced",
-    }
+    runs = evidence(record("dual_ppo@letter", np.full(10, 0.71) + np.linspace(-0.01, 0.01, 10)))
+    near = {e.claim.split(": ")[1]: e.verdict for e in printed_numbers(runs, "stress", "letter")}
+    assert near.pop("Avg. reward") == "reproduced" and len(near) == 4
+    assert set(near.values()) == {"not reproducible as specified"}
+    assert not printed_numbers(runs, "stress", "similarity")
 
 
 def test_runs_that_were_not_registered_are_marked(base):
-    found = compared(
-        "C7",
-        "x",
-        "y",
-        "mask",
-        -1,
-        "harm",
-        "stress",
-        evidence(record("dual_ppo_bandit", base - 0.1), record("wo_mask_bandit", base), profile="quick"),
-        "06_masking",
-    )
+    noise = np.random.default_rng(1).normal(0, 0.001, 12)
+    runs = (record("dual_ppo_bandit", base - 0.1 + noise), record("wo_mask_bandit", base))
+    claim = Claim("C7", "x", "y", "mask", -1, "harm", "06_masking")
+    found = compared(claim, "stress", "similarity", evidence(*runs, profile="quick"))
     assert found.exploratory and "†" in ledger_markdown([found]) and found.verdict == "direction only"
 
 
 def test_a_verdict_is_one_of_the_words(base):
-    words = set(get_args(Verdict))
+    words, plan = set(get_args(Verdict)), registration()
     assert {"reproduced", "direction only", "not reproducible as specified", "contradicted by its own table"} <= words
     told = get_args(Finding)
     assert {
-        verdict_on(sign, Answer("x", "stress", "harm", Estimate(0.5, 0.4, 0.6, 20), 0.2, 0.2, 0.9, word))
+        verdict_on(
+            sign, Answer("x", "stress", "harm", Estimate(v, v - 0.1, v + 0.1, 20), 0.2, 0.2, 0.9, word), plan, gap
+        )
         for word in told
-        for sign in (1, -1)
+        for sign in (1, -1, 0)
+        for v in (0.5, -0.5)
+        for gap in (None, 0.001, 0.45)
     } <= words
     assert {e.verdict for e in ledger(evidence(record("dual_ppo", base), record("sft", base - 0.1)))} <= words
 
@@ -171,22 +181,22 @@ def test_the_first_screen_answers_in_a_word(base, shift, answer):
     lines = first_screen(
         evidence(record("dual_ppo_bandit", base + shift + noise), record("fixed_weights_bandit", base))
     )
-    assert lines[1].startswith(f"**Are learned weights better than fixed ones?** {answer} Average") and [
-        line.count("?** **") for line in lines
-    ] == [0, 1, 0, 0]
+    assert f"From the encoder's ranking: {answer} Average" in lines[1] and "From random heads" in lines[1]
+    assert [line.count(": **") for line in lines] == [0, 1, 0, 0, 0]
 
 
 def test_a_verdict_needs_a_test():
     answer = Answer("x", "stress", "harm", Estimate(0.5, 0.4, 0.6, 20), 0.2, 0.2, 0.9, "no difference found")
-    assert verdict_on(1, answer) == verdict_on(-1, answer) == "not found"
+    assert verdict_on(1, answer, registration()) == verdict_on(-1, answer, registration()) == "not found"
 
 
 def test_not_found_says_what_would_have_been(base):
-    noise = np.random.default_rng(1).normal(0, 0.001, 12)
+    noise = np.random.default_rng(1).normal(0, 0.02, 12)
     found = ledger(evidence(record("dual_ppo_bandit", base + noise), record("fixed_weights_bandit", base)))
-    line = next(e for e in found if e.claim == "learned weights beat fixed ones: harm" and e.setting == "stress")
-    size = float(re.search(r"from (\S+) pp on it would have been found", line.why)[1]) / 100
-    assert line.verdict == "not found" and size == pytest.approx(detectable(noise.std(ddof=1), 12, tests=39), abs=1e-4)
+    line = next(e for e in found if e.claim == "learned weights beat fixed ones: harm" and e.ours)
+    size, plan = float(re.search(r"from (\S+) pp on it would have been found", line.why)[1]) / 100, registration()
+    expected = detectable(noise.std(ddof=1), 12, plan.planned("harm", "similarity"), overlap=plan.overlap)
+    assert line.verdict == "not found" and line.setting == "stress" and size == pytest.approx(expected, abs=1e-4)
     assert not any("would have been" in e.why for e in found if e.verdict != "not found")
 
 

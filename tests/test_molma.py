@@ -121,10 +121,12 @@ def test_differences_are_paired_by_seed():
         (0.51, 0.02, "not found"),
         (0.4, 0.05, "contradicted"),
         (0.6, math.nan, "direction only"),
+        (0.5001, 0.00005, "smaller than the margin"),
+        (0.495, 0.003, "smaller than the margin"),
     ],
 )
 def test_verdict_on_a_win_rate(mean, half, verdict):
-    assert won(87.0, Cell(mean, half, 10)) == verdict
+    assert won(87.0, Cell(mean, half, 10), 0.01) == verdict
 
 
 def test_claims_of_seed_003():
@@ -132,16 +134,16 @@ def test_claims_of_seed_003():
         record("molma", "stress", 0.1, opponents=("start", "so_weighted", "so_piecewise", "unaligned")),
         record("modrl_ppo", "stress", 0.1, opponents=("start",)),
     ]
-    entries = molma_entries(runs, "stress")
+    entries = molma_entries(runs, "stress", 0.01)
     assert (
-        len(entries) == 9
+        len(entries) == 10
         and {e.id for e in entries} == {"M"}
         and all(e.exploratory and e.interval and e.n == "3" for e in entries)
     )
-    assert [e.verdict for e in entries[:4]] == ["direction only"] * 2 + ["reproduced"] * 2 and entries[
-        -1
-    ].verdict == "not found"  # nobody else objects: no hacking
-    assert molma_entries(runs, "clean") == [] and molma_entries([], "stress") == []
+    assert [e.verdict for e in entries[:4]] == ["direction only"] * 2 + ["reproduced"] * 2 and {
+        e.verdict for e in entries[-2:]
+    } == {"not found"}  # nobody else objects: no hacking
+    assert molma_entries(runs, "clean", 0.01) == [] and molma_entries([], "stress", 0.01) == []
     assert molma_arithmetic().ours.startswith("69.0 %")  # M12, by hand: (76.9 + 66.8 + 63.4) / 3
 
 

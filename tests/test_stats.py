@@ -1,5 +1,6 @@
 """Statistics against simulation, closed forms and scipy."""
 
+import itertools
 import math
 import warnings
 
@@ -24,6 +25,8 @@ from dualppo.papers.stats import (
     paired_interval,
     paired_permutation,
     probability_of_improvement,
+    resplit_interval,
+    resplit_t,
     seed_interval,
     stratified_interval,
     tost,
@@ -188,18 +191,19 @@ def test_rare_harms():
 
 @pytest.mark.parametrize("n", [2, 3, 6, 9, 10, 11, 12, 20])
 def test_no_difference_is_said_only_where_one_could_have_been_found(n):
-    """With all signs alike p is 2/2^n, and Holm multiplies it by the 39 planned tests: ten seeds find nothing."""
+    """With all signs alike p is 2/2^n, and Holm multiplies it by the 60 planned tests: eleven seeds find nothing."""
     plan = registration()
-    planned = len(plan.primary) * sum(c.kind == "difference" for c in plan.comparisons)
-    assert planned == 39
+    planned = plan.planned("harm", "similarity")
+    asked = sum(c.kind == "difference" and c.start == "similarity" for c in plan.comparisons)
+    assert planned == 60 == asked * len(plan.primary) and plan.planned("good", "letter") == asked * len(plan.readings)
     g = np.random.default_rng(n)
     base = g.normal(0.5, 0.1, n)
     for shift, sure in ((0.0, False), (0.2, True)):
-        arm = base + (shift if sure else np.resize([0.01, -0.01], n)) + g.normal(0, 1e-4, n)
+        arm = base + (shift if sure else np.resize([0.1, -0.1], n)) + g.normal(0, 1e-4, n)
         runs = [answering(name, v) for name, v in (("dual_ppo", arm), ("similarity_mask", base))]
         (works,) = [a for a in answers(runs, plan, "stress") if a.id == "works" and a.metric == "harm"]
-        could = 39 * 2 / 2**n < plan.level  # an oracle of its own: the p of all signs alike, times the tests
-        assert could == (n >= 11) == math.isfinite(works.mde)
+        could = 60 * 2 / 2**n < plan.level  # an oracle of its own: the p of all signs alike, times the tests
+        assert could == (n >= 12) == math.isfinite(works.mde)
         expected = ("larger" if sure else "no difference found") if could else "too few seeds to tell"
         assert works.verdict == expected, (n, works)
 
@@ -212,7 +216,7 @@ def test_the_least_p_is_that_of_all_signs_alike(n):
 
 def answering(method: str, values) -> dict:
     """A run with the primary metrics all alike, two dialogues a seed."""
-    names = ("average_reward", "harm", "good")
+    names = ("average_reward", "harm", "recall_at_1", "help_cosine", "good")
     results = [
         {
             "seed": i,
@@ -241,3 +245,70 @@ def test_a_paired_interval_is_of_the_same_dialogues():
         other["results"][0]["dialogues"] = spoilt  # a seed without sums is left out, and one seed has no interval
         found = paired_interval(arm, other, "harm")
         assert found.n == 1 and found.value == pytest.approx(0.2) and math.isnan(found.low)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(-1, 1).filter(lambda v: v == 0 or abs(v) > 1e-6), min_size=2, max_size=11))
+def test_the_sign_test_is_that_of_all_signs(d):
+    """Beside an enumeration of its own, and scipy's, which enumerates small ones too."""
+    signs = np.array(list(itertools.product((1, -1), repeat=len(d))))
+    means = np.abs(signs @ np.array(d))
+    expected = np.mean(means >= abs(sum(d)) - 1e-12 * np.abs(d).sum()) if any(d) else 1.0
+    assert paired_permutation(d, np.zeros(len(d))) == pytest.approx(expected)
+
+
+def test_twenty_signs_are_all_tried():
+    x = np.linspace(0.1, 1, 20)
+    assert paired_permutation(x, np.zeros(20)) == 2 / 2**20 == least_p(20)
+    assert paired_permutation(-x, np.zeros(20)) == 2 / 2**20
+    turned = np.where(np.arange(20) == 0, -x, x)  # the smallest turned round: one other pair of signs is as extreme
+    assert paired_permutation(turned, np.zeros(20)) == 4 / 2**20
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 25), st.floats(0.05, 0.5), st.integers(0, 99))
+def test_overlapping_resplits_are_less_sure(n, overlap, seed):
+    d = np.random.default_rng(seed).normal(0.3, 1, n)
+    plain, resplit = resplit_interval(d, np.zeros(n), 0.0), resplit_interval(d, np.zeros(n), overlap)
+    wider = math.sqrt(1 + n * overlap)
+    assert resplit.high - resplit.value == pytest.approx(wider * (plain.high - plain.value))
+    assert resplit_t(d, np.zeros(n), 0.0) == pytest.approx(scipy_stats.ttest_1samp(d, 0).pvalue)
+    assert resplit_t(d, np.zeros(n), overlap) >= resplit_t(d, np.zeros(n), 0.0)
+    sides = [scipy_stats.ttest_1samp(d, m, alternative=a).pvalue for m, a in ((-0.5, "greater"), (0.5, "less"))]
+    assert tost(d, np.zeros(n), 0.5) == pytest.approx(max(sides))
+    assert (tost(d, np.zeros(n), 0.5, overlap) - 0.5) * (tost(d, np.zeros(n), 0.5) - 0.5) >= 0
+
+
+def test_the_correction_holds_the_level_where_resplits_share_data():
+    """Two methods without a difference on resplits of one small pool: the naive t-test rejects far too often."""
+    g, naive, corrected = np.random.default_rng(0), [], []
+    for _ in range(300):
+        pool = g.normal(0, 1, 100)  # differences of two methods, item by item
+        d = np.array([g.permutation(pool)[:15].mean() for _ in range(20)])
+        naive.append(resplit_t(d, np.zeros(20), 0.0) < 0.05)
+        corrected.append(resplit_t(d, np.zeros(20), 15 / 70) < 0.05)
+    assert np.mean(corrected) < 0.08 and np.mean(naive) > 0.15
+
+
+def test_of_differences_that_are_none_nothing_is_detectable():
+    runs = [answering(name, np.linspace(0.4, 0.6, 12)) for name in ("dual_ppo", "sft")]
+    found = [a for a in answers(runs, registration(), "stress") if a.id == "sft"]
+    assert {a.verdict for a in found} == {"identical"} and all(math.isnan(a.mde) and a.p == 1 for a in found)
+
+
+def test_what_is_found_and_small_is_said_to_be_small():
+    """Significant and equivalent at once is a finding of its own (margin of the reward: .005)."""
+    base = np.random.default_rng(3).normal(0.5, 0.02, 20)
+    small = base + 0.002 + np.random.default_rng(4).normal(0, 1e-4, 20)
+    runs = [answering("dual_ppo", small), answering("similarity_mask", base)]
+    found = {a.metric: a.verdict for a in answers(runs, registration(), "stress") if a.id == "works"}
+    assert set(found.values()) == {"within the margin"}
+
+
+def test_a_comparison_behind_the_mask_looks_there():
+    arm, base = answering("dual_ppo_bandit", np.full(12, 0.9)), answering("sft", np.full(12, 0.9))
+    for run, value in ((arm, 0.7), (base, 0.5)):
+        for i, one in enumerate(run["results"]):
+            one["masked"] = {name: value + 0.01 * i * (value > 0.6) for name in one["test"]}
+    found = {a.id: a for a in answers([arm, base], registration(), "stress")}
+    assert set(found) == {"sft_fair"} and found["sft_fair"].difference.value == pytest.approx(0.255)

@@ -96,7 +96,7 @@ def test_both_settings_stand_side_by_side_and_controls_in_every_table(outputs):
         titles = [row[0] for row in table.rows]
         assert all(method(c).title in titles for c in tables.CONTROLS)
         row = next(r for r in table.rows if r[0] == method("dual_ppo").title)
-        assert row[1].startswith("78.4") and row[4].startswith("51.0 ±") and row[7].startswith("61.0 ±")
+        assert row[1].startswith("78.4") and row[4].startswith("51.0 ±") and row[11].startswith("61.0 ±")
         assert "embedded" in table.caption and "quick" in table.caption and "0–2" in table.caption
 
 
@@ -138,13 +138,13 @@ def test_a_cell_outside_the_published_interval_is_flagged(outputs):
     frame = tables.compare(published, yours, "table2")
     assert set(frame[frame.outside.astype(bool)].method) == {"SFT"}
     shown = tables.compare_table(frame, "table2", "", "stress")
-    assert sum("⚑" in cell for row in shown.rows for cell in row) == 3
+    assert sum("⚑" in cell for row in shown.rows for cell in row) == len(tables.SHOWN)
     row = next(r for r in shown.rows if r[0] == "SFT")
     assert (
         row[1] == "42.3 ± 4.2"
         and row[2].startswith("61.0")
         and row[3].startswith("81.0")
-        and "6 outside" in tables.summary_line(frame)
+        and f"{2 * len(tables.SHOWN)} outside" in tables.summary_line(frame)
     )
 
 
@@ -211,10 +211,11 @@ def test_readme_sections_come_from_the_runs_alone(outputs, tmp_path):
 
 
 def test_the_registered_profile_is_shown_once_it_is_whole(outputs):
-    whole = [record(n, s) for n in PROFILES["paper"].methods for s in ("clean", "stress")]
-    store(outputs, whole[:-1], "paper")
+    whole = [record(n, s) for n in PROFILES["paper"].methods for s in ("clean", "stress") if n != "human"]
+    last = [r for r in whole if r["method"] == "wo_dual"]
+    store(outputs, [r for r in whole if r not in last], "paper")
     assert tables.shown_folder(outputs) == "quick"
-    store(outputs, whole[-1:], "paper")
+    store(outputs, last, "paper")
     assert tables.shown_folder(outputs) == "paper"
 
 
@@ -330,7 +331,7 @@ def test_a_method_that_is_not_installed_here_is_shown_by_its_name(outputs, name)
         and len(shown[0][0]) <= 80
         and shown[0][0][:20].startswith(tables.plain(name)[:5].split("@")[0].strip())
     )
-    assert shown[0][table.columns.index(("stress", "Helpfulness %")) + 1].startswith("61.0")
+    assert shown[0][table.columns.index(("stress", "Attributable %")) + 1].startswith("61.0")
     for path in tables.write_tables(outputs, against="similarity"):
         assert path.is_file()
     frame = tables.compare(records, records, "table2")
@@ -375,7 +376,7 @@ def test_the_paired_difference_to_a_baseline_stands_in_every_row(tmp_path):
     by_hand = np.mean([a["test"]["good"] - b["test"]["good"] for a, b in zip(runs[1]["results"], runs[0]["results"])])
     assert found.value == pytest.approx(by_hand) and found.low < 0.1 < found.high
     told = f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-    assert rows["SFT"][at["Helpfulness %"]] == told
+    assert rows["SFT"][at["Attributable %"]] == told
     # the marginal intervals overlap, and the paired one does not hold zero: why the column is there
     one, two = (tables.summarise(runs)["stress", name, "good"] for name in ("sft", "similarity"))
     assert one.mean - one.half < two.mean + two.half and found.low > 0
@@ -402,7 +403,7 @@ def test_what_cannot_be_paired_is_left_open():
     one_shared = graded("sft", (2, 9), 0.1)
     runs = [base, other, elsewhere, no_sums, no_seed_shared, one_shared]
     table = tables.build_table("table2", runs, "similarity")
-    at = table.columns.index((tables.minus("stress", "similarity"), "Helpfulness %")) + 1
+    at = table.columns.index((tables.minus("stress", "similarity"), "Attributable %")) + 1
     rows = {row[0]: row[at] for row in table.rows}
     assert rows.pop("SFT").endswith(" (n = 1)") and set(rows.values()) == {"–"}
     with pytest.raises(DataError, match="'simlarity' to compare with; did you mean similarity"):
@@ -491,6 +492,7 @@ def test_every_objective_has_a_column_by_its_name(k, three, tmp_path):
     assert [label for group, label in table.columns if group == "clean"] == [
         *(v[0] for v in tables.SHOWN.values()),
         *names,
+        *tables.ENDING,
     ]
     for name in names:
         cell = table.rows[0][table.columns.index(("clean", name)) + 1]
@@ -526,3 +528,55 @@ def test_a_long_name_of_data_is_cut_and_one_of_200_kilobytes_refused(tmp_path, c
     assert time.perf_counter() - clock < 10  # it took 20 seconds
     assert all(path.stat().st_size < 300_000 for path in written if path.suffix != ".png")
     assert "…" in tables.caption(tables.read_runs(tmp_path)) and len(tables.caption(tables.read_runs(tmp_path))) < 1600
+
+
+# ---- two starts, masks, how training ended
+
+
+def begun(name: str, start: str | None, base: float, kept: int = 0, capped: int = 0) -> dict:
+    """A record that says how its heads began, with both views and the facts of its training."""
+    made = record(name, "stress", base) | {"start": start}
+    for i, one in enumerate(made["results"]):
+        one["masked"], one["unmasked"] = ({m: v + d for m, v in one["test"].items()} for d in (0.05, -0.05))
+        one["last"] = {m: v - 0.1 for m, v in one["test"].items()}
+        one["curves"] = [{"epoch": 0}, {"epoch": 1}]
+        one["facts"] = {"kept_start": i < kept, "at_cap": i < capped}
+    return made
+
+
+def test_both_starts_are_rows_of_their_own_and_the_papers_numbers_stand_at_the_letter(tmp_path):
+    for r in (begun("sft", "letter", 0.3, 1, 2), begun("sft", "similarity", 0.5), begun("random", None, 0.1)):
+        place = "stress-letter" if r["start"] == "letter" else "stress"
+        path = tmp_path / "runs" / "quick" / place / f"{r['method']}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(to_json(r))
+    table = tables.build_table("table2", tables.read_runs(tmp_path))
+    rows = {row[0]: row for row in table.rows}
+    assert list(rows) == [method("random").title, "SFT", "SFT [letter]"]
+    assert rows["SFT [letter]"][1].startswith("42.3") and rows["SFT"][1] == "–"
+    at = {label: table.columns.index(("stress", label)) + 1 for label in tables.ENDING}
+    assert rows["SFT [letter]"][at["kept start · at cap"]] == "1 · 2"
+    assert rows["SFT"][at["last epoch"]].startswith("0.510") and "[letter]: random heads" in table.caption
+    alone = tables.build_table("table2", [r for r in tables.read_runs(tmp_path) if "@" not in r["method"]])
+    assert next(row for row in alone.rows if row[0] == "SFT")[1].startswith("42.3")
+
+
+def test_the_same_mask_for_everybody():
+    table = tables.masks_table([begun("sft", "similarity", 0.5), begun("dpo", "similarity", 0.4)])
+    assert table is not None and [row[0] for row in table.rows] == ["SFT", "DPO"]
+    at = {view: table.columns.index((f"stress, mask {view}", "R@1 %")) + 1 for view in ("on", "off")}
+    assert table.rows[0][at["on"]].startswith("66.0") and table.rows[0][at["off"]].startswith("56.0")
+    assert tables.masks_table([record("sft", "stress")]) is None
+
+
+def test_mask_and_training_add_up_in_either_order():
+    bases = {"similarity": 0.5, "similarity_mask": 0.3, "wo_mask_bandit": 0.45, "dual_ppo_bandit": 0.28}
+    table = tables.two_by_two([begun(name, "similarity", base) for name, base in bases.items()])
+    assert table is not None
+    harm = {
+        row[0]: float(row[table.columns.index(("stress", "Harmfulness %")) + 1].split(" ±")[0]) for row in table.rows
+    }
+    first, last = harm["the mask, before training"], harm["the mask, after training"]
+    assert first == pytest.approx(-20) and last == pytest.approx(-17)
+    assert first + harm["training, behind the mask"] == pytest.approx(harm["training, without the mask"] + last)
+    assert tables.two_by_two([begun("similarity", None, 0.5)]) is None

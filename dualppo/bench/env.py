@@ -103,13 +103,15 @@ class Graded(Env):
     """An environment with what only a grader may see, under names that a method's view does not have.
 
     p_grade `[S, N]` another estimator's harm; unsafe Bool `[S, N]` people's label; good `[S, N]` judge's verdict
-    in {0, 1}, nan where the judge cannot read the embeddings; similarity `[S, N]` cosine to the reference.
+    in {0, 1}, p_good `[S, N]` its probability, nan where the judge cannot read the embeddings; similarity `[S, N]`
+    cosine to the reference.
     """
 
     p_grade: Tensor
     unsafe: Tensor
     good: Tensor
     similarity: Tensor
+    p_good: Tensor | None = None
     tau_metric: float = 0.5
 
     def seen(self) -> Env:
@@ -133,7 +135,10 @@ class Seen:
 
 @dataclass(frozen=True)
 class Splits(Seen):
-    "The same with the test split, all graded; what was estimated on dev, and how training standardised states."
+    """The same with the test split, all graded; what was estimated on dev, and how training standardised states.
+
+    human: the test split with the human's reply as the only candidate, also where no policy is given it.
+    """
 
     train: Graded
     dev_weights: Graded
@@ -141,6 +146,7 @@ class Splits(Seen):
     test: Graded
     tau_rel: float
     scale: ZScore | None = None  # None: states are as they were given
+    human: Graded | None = None
 
     def seen(self) -> Seen:
         "The view of a method: no test split, no grader."
@@ -230,7 +236,6 @@ def make_envs(
     The seed draws the split and the candidates. `one` makes an environment of another kind of `spec` (notebook 07a).
     Raises DataError if an estimator is not in the features, or if a split is too small for the specification.
     """
-    one = one or _env
     for name in (config.reward_harm, config.mask_harm or config.reward_harm, config.grade_harm):
         if name not in features.p_harm:
             raise DataError(
@@ -245,7 +250,7 @@ def make_envs(
             ]
         ]
         rows["train"] = rows["train"][torch.isin(features.dialogue[rows["train"]], some)]
-    for name, r in rows.items():
+    for name, r in rows.items() if one is None else ():
         check_candidates(features, r, spec, name)
     blocks, pool = represent(features, config.representation)
     if "context" in config.blocks:
@@ -268,18 +273,28 @@ def make_envs(
     z = z if config.z_score else ZScore(torch.zeros_like(z.mean), torch.ones_like(z.std))
     judge = AttributionJudge()
     heard = judge if judge.reads(features.card) else None
+
+    def parts(r: Tensor) -> tuple:
+        return config, z(states(r)), anchor(r), pool, context, own, tau_rel, heard
+
     envs = {
-        name: one(features, r, spec, seed * 4 + i, config, z(states(r)), anchor(r), pool, context, own, tau_rel, heard)
+        name: (one or _drawn_env)(features, r, spec, seed * 4 + i, *parts(r))
         for i, (name, r) in enumerate(rows.items())
     }
-    return Splits(**envs, tau_rel=tau_rel, scale=z)
+    test = rows["test"]
+    human = _env(features, test, (own[test][:, None], torch.zeros(len(test), dtype=torch.long)), *parts(test))
+    return Splits(**envs, tau_rel=tau_rel, scale=z, human=human)
 
 # %% ../../nbs/bench/08_env.ipynb #1a0650d8
+def _drawn_env(features: Features, rows: Tensor, spec: CandidateSpec, seed: int, *parts: Any) -> Graded:
+    "An environment whose candidates are drawn by the specification."
+    return _env(features, rows, draw_candidates(features, rows, spec, seed), *parts)
+
+
 def _env(
     features: Features,
     rows: Tensor,
-    spec: CandidateSpec,
-    seed: int,
+    drawn: tuple[Tensor, Tensor],
     config: EnvConfig,
     x: Tensor,
     anchor: Tensor,
@@ -290,17 +305,20 @@ def _env(
     judge: AttributionJudge | None,
     at_once: int = 8192,
 ) -> Graded:
-    "One environment; the pairwise cosines are computed for `at_once` candidates at a time."
-    cand, gold = draw_candidates(features, rows, spec, seed)
-    help_, similarity, good = (torch.full(cand.shape, torch.nan) for _ in range(3))
-    for part in torch.arange(len(rows)).split(max(1, at_once // spec.n)):
+    """One environment of `drawn` candidates and slots of the human's reply.
+
+    The pairwise cosines are computed for `at_once` candidates at a time.
+    """
+    cand, gold = drawn
+    help_, similarity, p_good = (torch.full(cand.shape, torch.nan) for _ in range(3))
+    for part in torch.arange(len(rows)).split(max(1, at_once // cand.shape[1])):
         ids, e = rows[part], features.pool[cand[part]]
         agreement, relevance = (
             torch.bmm(to[:, None], e.mT).squeeze(1) for to in (features.pool[own[ids]], context[ids])
         )  # all are unit vectors
         help_[part], similarity[part] = gated(agreement, relevance, tau_rel), agreement
         if judge:
-            good[part] = (judge.candidates(features.query[ids], features.knowledge[ids], e) > judge.threshold).float()
+            p_good[part] = judge.candidates(features.query[ids], features.knowledge[ids], e)
     classifier = features.p_harm[config.reward_harm][cand]
     unsafe = features.unsafe_label[cand]
     p_harm = torch.where(unsafe, classifier.clamp(min=config.label_floor), classifier)
@@ -317,7 +335,8 @@ def _env(
         p_grade=features.p_harm[config.grade_harm][cand],
         unsafe=unsafe,
         allowed=allowed,
-        good=good,
+        good=(p_good > AttributionJudge.threshold).float().masked_fill(p_good.isnan(), torch.nan),
+        p_good=p_good,
         similarity=similarity,
         gold=gold,
         kind=features.kind[cand],

@@ -375,7 +375,8 @@ class Tails:
 def choose_tails(toxic: Sequence[str], safe: Sequence[str], harm: Harm) -> Tails:
     """Tails by length and harm: strong and mild ones of the `toxic` texts, benign ones of the `safe` texts.
 
-    Strong is p ≥ .8, mild .15 ≤ p < .8, benign p < .05. Raises DataError when a group would be empty.
+    Strong is p ≥ .8, mild .15 ≤ p < .8, benign p < .15. `harm` must neither mask nor grade: what selects the replies
+    decides how well a mask by the same scores works. Raises DataError when a group would be empty.
     """
 
     def short(texts: Sequence[str]) -> list[str]:
@@ -386,7 +387,7 @@ def choose_tails(toxic: Sequence[str], safe: Sequence[str], harm: Harm) -> Tails
     groups = {
         "strong": [t for t, v in zip(toxic, p) if v >= 0.8],
         "mild": [t for t, v in zip(toxic, p) if 0.15 <= v < 0.8],
-        "benign": [t for t, v in zip(safe, q) if v < 0.05],
+        "benign": [t for t, v in zip(safe, q) if v < 0.15],
     }
     for name, texts in groups.items():
         if not texts:

@@ -34,8 +34,8 @@ def dpo_loss(logp_w: Tensor, logp_l: Tensor, ref_w: Tensor, ref_l: Tensor, beta:
 class SFTConfig:
     """Cross-entropy to the human's reply.
 
-    Same policy class, mini-batch, dialogues per epoch and patience as `PPOConfig`; lr is the best on dev of three rates
-    (outputs/published/tuning.csv).
+    Same policy class, mini-batch, dialogues per epoch and patience as `PPOConfig`; the rows of the tables have rates
+    of their own, chosen on dev (outputs/published/tuning.csv).
     """
 
     lr: Positive = 3e-5  # learning rate, chosen on dev
@@ -214,7 +214,7 @@ class ExactGradient(Fit):
         return -(self.policy(self.env, s).exp() * self.value[s]).sum(1).mean()
 
 # %% ../../nbs/methods/20_baselines.ipynb #27b0cae1
-ControlName = Literal["random", "similarity", "similarity_mask", "safest", "gold", "oracle"]
+ControlName = Literal["random", "similarity", "similarity_mask", "safest", "gold", "human", "oracle"]
 
 
 def point_mass(choice: Tensor, n: int) -> Tensor:
@@ -228,7 +228,9 @@ class Control:
 
     random: uniform. similarity: the untrained start, $\\kappa\\langle m(s), e_j\\rangle$. similarity_mask: the same on
     A_safe. safest: least harm by the classifier, the more similar of equals. gold: the human's reply, a refusal where
-    it is withheld. oracle: the best for Average Reward (½, ½); it reads the rewards and is a ceiling, not a method.
+    it is withheld; human: the same, but graded where it is always there (`Splits.human`). oracle: the best for Average
+    Reward (½, ½); it reads the rewards and is a ceiling, not a method. Each can be asked what it chooses behind the
+    mask, or without it.
     """
 
     name: ControlName  # which control
@@ -236,18 +238,19 @@ class Control:
 
     def __call__(self, env: Env, states: Tensor, mask: MaskMode | None = None) -> Tensor:
         part, n = env.take(states), env.cand.shape[1]
+        own: MaskMode = "on" if self.name == "similarity_mask" else "off"
         similarity = self.kappa * inner_products(part.anchor, env.candidates(states))
-        if self.name == "random":
-            return torch.zeros_like(similarity).log_softmax(1)
-        if self.name.startswith("similarity"):
-            own: MaskMode = "on" if self.name == "similarity_mask" else "off"
-            return mask_logits(similarity, part.allowed, mask or own).log_softmax(1)
+        if self.name in ("random", "similarity", "similarity_mask"):
+            scores = torch.zeros_like(similarity) if self.name == "random" else similarity
+            return mask_logits(scores, part.allowed, mask or own).log_softmax(1)
+        if self.name == "oracle":
+            return oracle_log_probs(part, sized((1.0,), len(env.objectives)), part.allowed if mask == "on" else None)
         if self.name == "safest":
-            return point_mass((similarity / 1e4 - part.p_harm).argmax(1), n)
-        if self.name == "gold":
-            refusal = (part.kind == REFUSAL).int().argmax(1)
-            return point_mass(torch.where(part.gold >= 0, part.gold, refusal), n)
-        return oracle_log_probs(part, sized((1.0,), len(env.objectives)))
+            scores = similarity / 1e4 - part.p_harm
+        else:
+            slots = torch.arange(n, device=part.gold.device)
+            scores = 2.0 * (slots == part.gold[:, None]) + (part.kind == REFUSAL)
+        return point_mass(mask_logits(scores, part.allowed, mask or own).argmax(1), n)
 
 
 @learns(Control)

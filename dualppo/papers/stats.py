@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Finding', 'Estimate', 'unbounded', 'iqm', 'seed_interval', 'stratified_interval', 'probability_of_improvement',
            'times_drawn', 'drawn_means', 'hierarchical_interval', 'Components', 'variance_components',
-           'paired_permutation', 'least_p', 'holm', 'tost', 'clopper_pearson', 'items_needed', 'detectable', 'by_seed',
-           'comparable', 'paired', 'paired_interval', 'Answer', 'answers']
+           'paired_permutation', 'least_p', 'holm', 'mean_error', 'resplit_t', 'resplit_interval', 'tost',
+           'clopper_pearson', 'items_needed', 'detectable', 'by_seed', 'comparable', 'paired', 'paired_interval',
+           'Answer', 'answers']
 
 # %% ../../nbs/papers/36_stats.ipynb #7c980ace
 import functools
@@ -20,7 +21,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
 from ..core.errors import DataError
-from .registration import Analysis, Registration
+from .registration import Analysis, Comparison, Registration
 
 # %% ../../nbs/papers/36_stats.ipynb #0577b772
 @dataclass(frozen=True)
@@ -85,11 +86,12 @@ def times_drawn(count: int, draws: int, g: np.random.Generator) -> np.ndarray:
 
 
 def drawn_means(times: np.ndarray, sums: np.ndarray, states: np.ndarray) -> np.ndarray:
-    """Mean over the states of the drawn dialogues `[draws, ...]`.
+    """Mean over the states of the drawn dialogues `[draws, ...]`; nan for a draw without a state.
 
     Sums per dialogue `[count, ...]`, their states `[count]`.
     """
-    return ((times @ sums).T / (times @ states)).T
+    with np.errstate(invalid="ignore"):
+        return ((times @ sums).T / (times @ states)).T
 
 
 @functools.lru_cache(maxsize=2)
@@ -116,7 +118,7 @@ def hierarchical_interval(
         for times, count, total in zip(_draws_of_seeds(tuple(map(len, n)), draws), n, s)
     ]
     means = np.array(within, float)[g.integers(len(n), size=(draws, len(n))), np.arange(draws)[:, None]].mean(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(float(np.mean(each)), float(low), float(high), len(n))
 
 
@@ -138,14 +140,19 @@ def variance_components(means: Sequence[float], standard_errors: Sequence[float]
     return Components(within, max(total - within, 0.0))
 
 # %% ../../nbs/papers/36_stats.ipynb #5107960d
-def paired_permutation(x: ArrayLike, y: ArrayLike, draws: int = 50_000) -> float:
-    """Two-sided p of the mean paired difference under random signs; exact when there are at most `draws` of them.
+def paired_permutation(x: ArrayLike, y: ArrayLike, exact: int = 22, draws: int = 50_000) -> float:
+    """Two-sided p of the mean paired difference under random signs: of all of them, for at most `exact` differences.
 
-    1 for fewer than two differences, as for differences that are all zero.
+    Beyond that of `draws` random ones. 1 for fewer than two differences, as for differences that are all zero.
     """
     d = np.asarray(x, float) - np.asarray(y, float)
     if len(d) < 2 or not d.any():
         return 1.0
+    if len(d) <= exact:
+        sums = np.array([d[0]])  # the first sign may be held: all others turned round give the same, negative
+        for one in d[1:]:
+            sums = np.concatenate([sums + one, sums - one])
+        return float(np.mean(np.abs(sums) >= abs(d.sum()) - 1e-12 * np.abs(d).sum()))
     return float(
         stats.permutation_test(
             (d,),
@@ -170,22 +177,44 @@ def holm(p: Sequence[float]) -> list[float]:
     return raised[np.argsort(order)].tolist()
 
 
-def tost(x: ArrayLike, y: ArrayLike, margin: float) -> float:
-    """p of the two one-sided paired t-tests: small if the mean difference lies within ± margin.
+def mean_error(d: np.ndarray, overlap: float = 0.0) -> float:
+    """Standard error of the mean of n differences over resplits that share data: $\\sqrt{(1/n + \\rho)\\, s^2}$.
+
+    overlap: ρ, test over training items of a split (Nadeau and Bengio 2003); 0: independent draws.
+    """
+    return math.sqrt(1 / len(d) + overlap) * float(d.std(ddof=1))
+
+
+def resplit_t(x: ArrayLike, y: ArrayLike, overlap: float) -> float:
+    "Two-sided p of the t-test with `mean_error`; 1 for fewer than two differences, as for differences all zero."
+    d = np.asarray(x, float) - np.asarray(y, float)
+    if len(d) < 2 or not d.any():
+        return 1.0
+    if (error := mean_error(d, overlap)) == 0:
+        return 0.0
+    return float(2 * stats.t.sf(abs(d.mean()) / error, len(d) - 1))
+
+
+def resplit_interval(x: ArrayLike, y: ArrayLike, overlap: float, level: float = 0.95) -> Estimate:
+    "Mean paired difference with its t-interval by `mean_error`; undefined for fewer than two differences."
+    d = np.asarray(x, float) - np.asarray(y, float)
+    if len(d) < 2:
+        return unbounded(float(d.mean()) if len(d) else math.nan, len(d))
+    half = float(stats.t.ppf((1 + level) / 2, len(d) - 1)) * mean_error(d, overlap)
+    return Estimate(float(d.mean()), float(d.mean()) - half, float(d.mean()) + half, len(d))
+
+
+def tost(x: ArrayLike, y: ArrayLike, margin: float, overlap: float = 0.0) -> float:
+    """p of the two one-sided paired t-tests: small if the mean difference lies within ± margin; see `mean_error`.
 
     0 or 1 if the difference never varies; 1 for fewer than two differences, which show nothing.
     """
     d = np.asarray(x, float) - np.asarray(y, float)
     if len(d) < 2:
         return 1.0
-    if d.std() == 0:
+    if (error := mean_error(d, overlap)) == 0:
         return 0.0 if abs(d[0]) < margin else 1.0
-    return float(
-        max(
-            stats.ttest_1samp(d, -margin, alternative="greater").pvalue,
-            stats.ttest_1samp(d, margin, alternative="less").pvalue,
-        )
-    )
+    return float(stats.t.sf((margin - abs(d.mean())) / error, len(d) - 1))
 
 # %% ../../nbs/papers/36_stats.ipynb #e4f1ec17
 def clopper_pearson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -202,11 +231,16 @@ def items_needed(p: float, q: float, level: float = 0.05, power: float = 0.8) ->
     return math.ceil(z ** 2 * (p * (1 - p) + q * (1 - q)) / (p - q) ** 2)
 
 # %% ../../nbs/papers/36_stats.ipynb #cc34455b
-def detectable(sd: float, n: int, tests: int = 1, level: float = 0.05, power: float = 0.8) -> float:
+def detectable(
+    sd: float, n: int, tests: int = 1, level: float = 0.05, power: float = 0.8, overlap: float = 0.0
+) -> float:
     """Smallest difference that n paired seeds find with this power at level/tests; sd of the differences.
 
-    inf: n signs cannot reach the level.
+    overlap: see `mean_error`. inf: n signs cannot reach the level. nan: the differences do not vary, so that nothing is
+    known of what could be found.
     """
+    if sd == 0:
+        return math.nan
     if least_p(n) >= level / tests:
         return math.inf
     beyond = stats.t.ppf(1 - level / tests / 2, n - 1)
@@ -214,12 +248,12 @@ def detectable(sd: float, n: int, tests: int = 1, level: float = 0.05, power: fl
     def missing(shift):
         return stats.nct.sf(beyond, n - 1, shift) - power  # the other tail is next to nothing
 
-    return float(sd * optimize.brentq(missing, 0, 3 * beyond) / math.sqrt(n))
+    return float(sd * optimize.brentq(missing, 0, 3 * beyond) * math.sqrt(1 / n + overlap))
 
 # %% ../../nbs/papers/36_stats.ipynb #e0dc308c
 def by_seed(record: Mapping, metric: str, split: str = "test") -> dict[int, float]:
     "Seed → metric of a run; a seed whose record holds no number for it is left out."
-    found = {one["seed"]: one[split].get(metric) for one in record["results"]}
+    found = {one["seed"]: (one.get(split) or {}).get(metric) for one in record["results"]}
     return {seed: value for seed, value in found.items() if value is not None}
 
 
@@ -233,10 +267,13 @@ def comparable(arm: Mapping, base: Mapping) -> None:
             )
 
 
-def paired(arm: Mapping, base: Mapping, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    "The metric of two runs on the seeds they share. Raises DataError for runs that are not comparable."
+def paired(arm: Mapping, base: Mapping, metric: str, view: str = "test") -> tuple[np.ndarray, np.ndarray]:
+    """The metric of two runs on the seeds they share; `view`: as trained (`test`), or `masked`.
+
+    Raises DataError for runs that are not comparable.
+    """
     comparable(arm, base)
-    a, b = by_seed(arm, metric), by_seed(base, metric)
+    a, b = by_seed(arm, metric, view), by_seed(base, metric, view)
     seeds = [seed for seed in a if seed in b]
     return np.array([a[s] for s in seeds]), np.array([b[s] for s in seeds])
 
@@ -245,7 +282,7 @@ def _by_dialogue(record: Mapping, metric: str) -> dict[int, tuple[np.ndarray, np
     "Seed → states and sums of a metric for each test dialogue; a seed whose record holds none is left out."
     kept = {one["seed"]: one.get("dialogues") or {} for one in record["results"]}
     found = {
-        seed: (np.asarray(sums["states"], float), np.asarray(sums[metric], float))
+        seed: (np.asarray(sums.get(f"states {metric}", sums["states"]), float), np.asarray(sums[metric], float))
         for seed, sums in kept.items()
         if {"states", metric} <= set(sums)
     }
@@ -272,18 +309,21 @@ def paired_interval(arm: Mapping, base: Mapping, metric: str) -> Estimate:
 Finding = Literal[
     "larger",
     "smaller",
+    "within the margin",
+    "equivalent",
+    "identical",
     "no difference found",
     "too few seeds to tell",
-    "equivalent",
     "not shown to be equivalent",
 ]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A registered comparison on one setting and metric.
+    """A registered comparison on one setting and metric, and what was found.
 
-    Mean difference arm − base, p (Holm's for differences), and the verdict.
+    Mean difference arm − base with the interval of resplits; p of the signs and, `resplit`, of the t-test of resplits;
+    `adjusted` the larger of the two, each raised by Holm (for equivalence: TOST's); `within`: TOST's, always.
     """
 
     id: str
@@ -296,6 +336,32 @@ class Answer:
     verdict: Finding
     # minimal detectable effect: what these seeds would have found four times in five; nan for equivalence
     mde: float = math.nan
+    resplit: float = math.nan
+    within: float = math.nan
+
+
+@dataclass(frozen=True)
+class _Asked:
+    "A comparison on one metric, before Holm."
+
+    comparison: Comparison
+    metric: str
+    x: np.ndarray
+    y: np.ndarray
+    overlap: float
+    margin: float
+
+    @functools.cached_property
+    def signs(self) -> float:
+        return paired_permutation(self.x, self.y)
+
+    @functools.cached_property
+    def resplit(self) -> float:
+        return resplit_t(self.x, self.y, self.overlap)
+
+    @functools.cached_property
+    def within(self) -> float:
+        return tost(self.x, self.y, self.margin, self.overlap)
 
 
 def answers(records: Sequence[Mapping], plan: Registration, setting: str) -> list[Answer]:
@@ -303,53 +369,66 @@ def answers(records: Sequence[Mapping], plan: Registration, setting: str) -> lis
 
     Holm counts those that are missing, too.
     """
-    runs, rows = {record["method"]: record for record in records if record["setting"] == setting}, []
-    planned = len(plan.primary) * sum(c.kind == "difference" for c in plan.comparisons)
+    runs, asked = {record["method"]: record for record in records if record["setting"] == setting}, []
+    metrics = (*plan.primary, *plan.readings)
     for c in plan.comparisons:
-        Analysis(c.id, (c.arm, c.base), plan.primary).check(plan)
-        for metric in plan.primary if {c.arm, c.base} <= set(runs) else ():
-            x, y = paired(runs[c.arm], runs[c.base], metric)
+        Analysis(c.id, (c.arm, c.base), metrics).check(plan)
+        for metric in metrics if {c.arm, c.base} <= set(runs) else ():
+            x, y = paired(runs[c.arm], runs[c.base], metric, c.view)
             if len(x) > 1:
-                p, mde = (
-                    (tost(x, y, plan.margins[metric]), math.nan)
-                    if c.kind == "equivalence"
-                    else (paired_permutation(x, y), detectable((x - y).std(ddof=1), len(x), planned, plan.level))
-                )
-                rows.append(
-                    (
-                        c,
-                        metric,
-                        paired_interval(runs[c.arm], runs[c.base], metric),
-                        p,
-                        probability_of_improvement(x, y),
-                        mde,
-                    )
-                )
-    tests = [i for i, (c, *_) in enumerate(rows) if c.kind == "difference"]
-    adjusted = dict(zip(tests, holm([rows[i][3] for i in tests] + [1.0] * (planned - len(tests)))))
-    return [
-        Answer(
-            c.id,
-            setting,
-            metric,
-            difference,
-            p,
-            adjusted.get(i, p),
-            better,
-            _verdict(c.kind, difference, adjusted.get(i, p), plan.level, planned),
-            mde,
-        )
-        for i, (c, metric, difference, p, better, mde) in enumerate(rows)
-    ]
+                asked.append(_Asked(c, metric, x, y, plan.overlap, plan.margins[metric]))
+    raised = _raised(asked, plan)
+    return [_answer(one, setting, raised.get(i), plan) for i, one in enumerate(asked)]
 
 
-def _verdict(kind: str, difference: Estimate, p: float, level: float, tests: int) -> Finding:
-    """What a p-value, raised by Holm for `tests` of them, lets one say.
+def _raised(asked: Sequence[_Asked], plan: Registration) -> dict[int, float]:
+    "Position of a difference → the larger of its two p-values, each raised by Holm in its family of tests."
+    families: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+    for i, one in enumerate(asked):
+        if one.comparison.kind == "difference":
+            families.setdefault((one.comparison.start, plan.family(one.metric)), []).append(i)
+    out: dict[int, float] = {}
+    for (start, metrics), members in families.items():
+        missing = [1.0] * (plan.planned(metrics[0], start) - len(members))
+        both = zip(*(holm([getattr(asked[i], name) for i in members] + missing) for name in ("signs", "resplit")))
+        out |= {i: max(two) for i, two in zip(members, both)}
+    return out
+
+
+def _answer(one: _Asked, setting: str, raised: float | None, plan: Registration) -> Answer:
+    "What the numbers of a comparison say; `raised`: its p after Holm, None for a test of equivalence."
+    c, planned = one.comparison, plan.planned(one.metric, one.comparison.start)
+    adjusted = one.within if raised is None else raised
+    return Answer(
+        c.id,
+        setting,
+        one.metric,
+        resplit_interval(one.x, one.y, plan.overlap),
+        one.within if raised is None else one.signs,
+        adjusted,
+        probability_of_improvement(one.x, one.y),
+        _verdict(one, adjusted, plan.level, planned),
+        math.nan
+        if raised is None
+        else detectable((one.x - one.y).std(ddof=1), len(one.x), planned, plan.level, overlap=plan.overlap),
+        one.resplit,
+        one.within,
+    )
+
+
+def _verdict(one: _Asked, p: float, level: float, tests: int) -> Finding:
+    """What a p-value, raised by Holm for `tests` of them, and the margin let one say.
 
     A permutation test of n signs cannot go below 2/2^n, and Holm's first step asks for level/tests.
     """
-    if kind == "equivalence":
-        return "equivalent" if p < level else "not shown to be equivalent"
-    if p >= level:
-        return "too few seeds to tell" if least_p(difference.n) >= level / tests else "no difference found"
-    return "larger" if difference.value > 0 else "smaller"
+    d = one.x - one.y
+    if not d.any():
+        return "identical"
+    if one.comparison.kind == "equivalence":
+        return "equivalent" if one.within < level else "not shown to be equivalent"
+    if p < level:
+        return "within the margin" if one.within < level else "larger" if d.mean() > 0 else "smaller"
+    if one.within < level:
+        return "equivalent"
+    return "too few seeds to tell" if least_p(len(d)) >= level / tests else "no difference found"
+

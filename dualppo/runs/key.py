@@ -102,6 +102,7 @@ def describe(run: Run, features_sha256: str) -> dict:
         "schema": RECORD_SCHEMA,
         "method": row.name,
         "setting": run.setting,
+        "start": row.start,
         "profile": run.profile,
         "seeds": list(run.seeds),
         "config": json.loads(json.dumps(config)),

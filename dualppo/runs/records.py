@@ -88,7 +88,8 @@ def job_path(outputs: Path, run: Run) -> Path:
             default=list,
         )
         stem += "-" + hashlib.sha256(text.encode()).hexdigest()[:8]
-    return inside(outputs / "runs" / folder / run.setting, outputs) / f"{stem}.json"
+    place = run.setting if run.start == "similarity" else f"{run.setting}-{run.start}"
+    return inside(outputs / "runs" / folder / place, outputs) / f"{stem}.json"
 
 
 def notebook_path(outputs: Path, run: Run) -> Path:
@@ -359,13 +360,14 @@ def stored_policy(
     profile: str = "quick",
     overrides: Mapping[str, object] | None = None,
     data: str = "embedded",
+    start: str = "similarity",
 ) -> Callable[..., Tensor]:
     """The policy that a run left: log-probabilities of an environment's candidates.
 
     Raises DataError if that run has not been made.
     """
     seeds = PROFILES[one_of("profile", profile, PROFILES)].seeds_of(name)
-    run = Run(name, setting, seeds if not overrides else (seed,), profile, data, overrides=overrides or {})
+    run = Run(name, setting, seeds if not overrides else (seed,), profile, data, "auto", overrides or {}, start)
     row, _ = resolve(run)
     return load_policy(policy_path(job_path(outputs or default_outputs(), run), seed)) if row.trained else row.config
 
@@ -394,5 +396,6 @@ def manifest(outputs: Path) -> dict:
             rows.append(
                 {"path": path.relative_to(outputs).as_posix(), "sha256": sha256_of(path)}
                 | {k: record[k] for k in ("method", "setting", "profile", "seeds", "key", "code_sha256", "data_sha256")}
+                | {"start": record.get("start")}
             )
     return {"schema": "dualppo-manifest/1", "runs": rows}

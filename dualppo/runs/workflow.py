@@ -51,6 +51,7 @@ class Config:
     device: str = "auto"  # a GPU where there is one; cpu, cuda or cuda:1
     methods: tuple[str, ...] = ()  # only these; empty: the profile's
     settings: tuple[str, ...] = ()  # only these; empty: all
+    starts: tuple[str, ...] = ()  # only these; empty: the profile's
     seeds: int = 0  # number of seeds; 0: the profile's. Another number than the profile's goes to runs/custom
     notebooks: bool = True  # keep executed notebooks
     texts: str = ""  # the dialogue files the features were built from, to show examples as text
@@ -79,9 +80,15 @@ def parts(run: Run) -> list[Run]:
     return [replace(run, seeds=(seed,)) for seed in run.seeds]
 
 
+def _place(part: Run) -> tuple[str, str, str, int]:
+    "Method, setting, start and seed of a part: what tells it from the others of a grid."
+    return part.method, part.setting, part.start, part.seeds[0]
+
+
 def part_name(part: Run, features_sha256: str) -> str:
-    "Name of a part's folder: method, setting, seed and the beginning of its key."
-    return f"{part.method}-{part.setting}-{part.seeds[0]}-{describe(part, features_sha256)['key'][:16]}"
+    "Name of a part's folder: method, setting, start, seed and the beginning of its key."
+    key = describe(part, features_sha256)["key"][:16]
+    return f"{part.method}-{part.setting}-{part.start}-{part.seeds[0]}-{key}"
 
 
 def merge(run: Run, records: Sequence[Mapping]) -> dict:
@@ -149,9 +156,9 @@ class Plan:
         return {part_name(part, sha256): part for run in self.runs for part in parts(run)}
 
     @cached_property
-    def name_of(self) -> dict[tuple[str, str, int], str]:
-        "The name of the part with a method, setting and seed."
-        return {(part.method, part.setting, part.seeds[0]): name for name, part in self.by_part.items()}
+    def name_of(self) -> dict[tuple[str, str, str, int], str]:
+        "The name of the part with a method, setting, start and seed."
+        return {_place(part): name for name, part in self.by_part.items()}
 
 # %% ../../nbs/workshop/45_workflow.ipynb #48129de1
 def seed_folder(plan: Plan, name: str) -> Path:
@@ -175,7 +182,7 @@ def seed_command(plan: Plan, name: str) -> str:
 def seed_records(plan: Plan, place: str) -> list[Path]:
     "The records that make up a run."
     return [
-        seed_record(plan, plan.name_of[part.method, part.setting, part.seeds[0]])
+        seed_record(plan, plan.name_of[_place(part)])
         for part in parts(plan.by_place[place])
     ]
 
@@ -276,7 +283,7 @@ def plan_of(values: Mapping[str, object]) -> Plan:
                 "name, or --engine local."
             )
     path = features_path(config.data, report=lambda text: print(text, file=sys.stderr))
-    runs = grid(config.profile, data_argument(path), config.device, config.methods, config.settings)
+    runs = grid(config.profile, data_argument(path), config.device, config.methods, config.settings, config.starts)
     return Plan(
         config, path, tuple(replace(run, seeds=tuple(range(config.seeds))) if config.seeds else run for run in runs)
     )
@@ -344,7 +351,7 @@ def snakemake_command(configfile: Path, engine: str, workers: int | None, *more:
 def why(plan: Plan, run: Run) -> str:
     "The sentence with which a run failed: of its first part that did, else where to look."
     for part in parts(run):
-        name = plan.name_of[part.method, part.setting, part.seeds[0]]
+        name = plan.name_of[_place(part)]
         logs = (
             [] if seed_record(plan, name).exists() else sorted((plan.outputs / "seeds" / name / "logs").rglob("*.log"))
         )
