@@ -195,11 +195,15 @@ class OpenGraded(OpenEnv, Graded):
         return self.table(self.reference, self.meaning)
 
     @property
-    def good(self) -> Tensor:  # type: ignore[override]
+    def p_good(self) -> Tensor:  # type: ignore[override]
         if not self.asks:
             return self._every(torch.full_like(self.harm, torch.nan))
-        judge = AttributionJudge()
-        return (judged_library(judge, self.query, self.knowledge, self.meaning) > judge.threshold).float()
+        return judged_library(AttributionJudge(), self.query, self.knowledge, self.meaning)
+
+    @property
+    def good(self) -> Tensor:  # type: ignore[override]
+        p = self.p_good
+        return (p > AttributionJudge.threshold).float().masked_fill(p.isnan(), torch.nan)
 
 # %% ../../nbs/bench/07a_open.ipynb #88fa4a40
 def library_of(features: Features, rows: Tensor, spec: OpenSpec) -> Tensor:

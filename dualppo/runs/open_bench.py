@@ -16,7 +16,7 @@ from torch import Tensor
 from ..bench.env import Graded, Splits
 from ..bench.masking import MaskMode
 from ..bench.open import OpenGraded
-from ..exact.metrics import PRIMARY, dialogue_standard_error, per_state, survival
+from ..exact.metrics import SUMMED, dialogue_standard_error, per_state, survival
 from ..methods.base import Trained
 from ..methods.open import train_open
 from ..methods.rows import Method
@@ -48,7 +48,7 @@ def by_dialogue(values: dict[str, Tensor], env: Graded) -> dict[str, list[float]
     "As `dialogue_sums`, from values of states `[S]`."
     ids = torch.unique(env.dialogue, return_inverse=True)[1]
     empty = torch.zeros(int(ids.max()) + 1, dtype=torch.double, device=ids.device)
-    sums = {name: empty.index_add(0, ids, values[name].double()) for name in PRIMARY}
+    sums = {name: empty.index_add(0, ids, values[name].double()) for name in SUMMED}
     return {"states": torch.bincount(ids).tolist()} | {
         name: [round(v, 4) for v in total.tolist()] for name, total in sums.items()
     }
@@ -92,7 +92,8 @@ def graded_open(trained: Trained, splits: Splits, seed: int) -> dict:
             "seed": seed,
             "test": means(best),
             "standard_error": errors,
-            "mask_off": means(values_of(trained.policy, test, "off")),
+            "masked": means(values_of(trained.policy, test.unjudged(), "on")),
+            "unmasked": means(values_of(trained.policy, test, "off")),
             "last": means(values_of(trained.last, test.unjudged())),
             "train": means(values_of(trained.policy, train.unjudged())),
             "dialogues": by_dialogue(best, test),

@@ -200,7 +200,9 @@ class OfSeed(_Checked):
 
     seed: Size
     test: Metrics
-    mask_off: Metrics
+    masked: Metrics | None = None  # these two, or one of them, are not in every record
+    unmasked: Metrics | None = None
+    mask_off: Metrics | None = None  # as 0.1.0 called what is unmasked
     last: Metrics
     train: Metrics
     dialogues: dict[str, list[Figure | None]]
@@ -215,7 +217,7 @@ class OfSeed(_Checked):
     @model_validator(mode="after")
     def add_up(self) -> "OfSeed":
         "What is read together is there together."
-        for part in ("test", "mask_off", "last", "train"):
+        for part in ("test", "last", "train"):
             if lacking := set(PRIMARY) - set(getattr(self, part)):
                 raise ValueError(f"{part} lacks {', '.join(sorted(lacking))}")
         measured = [frozenset(name for name in row.model_extra or {} if name.startswith("dev_")) for row in self.curves]
