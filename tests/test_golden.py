@@ -26,7 +26,7 @@ RUNS = HERE.parent / "outputs" / "published" / "runs"
 ACROSS = 1e-6  # absolute, of published seeds between machines: their kernels add in another order
 # Of the short runs, between an AMD EPYC and an Intel Xeon: metrics differed by 4e-4 at most; cosines of gradients that
 # nearly vanish, and the weights that follow them, by 9e-3.
-METRICS, MEASURED, REST = ("test", "train", "last", "mask_off", "survival", "standard_error"), 1e-3, 2e-2
+METRICS, MEASURED, REST = ("test", "train", "last", "unmasked", "survival", "standard_error"), 1e-3, 2e-2
 
 RATES = ("lr", "sft_lr", "policy_lr")  # as configurations have them: those of the rows are chosen anew with the data
 SHORT = {"epochs": 2, "inner_epochs": 2, "dialogues_per_epoch": 60}

@@ -217,7 +217,7 @@ def test_no_table_is_larger_than_a_window(name, opened, monkeypatch):
     config = replace(config, minibatch=32) if hasattr(config, "minibatch") else config
     trained = train_open(opened, config, 0)
     entry = graded_open(trained, opened, 0)
-    for part in ("test", "mask_off"):
+    for part in ("test", "unmasked"):
         assert all(math.isfinite(value) for value in entry[part].values()), part
     assert entry["train"]["good"] is None and math.isfinite(entry["train"]["average_reward"])
     assert 0 <= entry["test"]["recall_at_1"] <= entry["test"]["recall_at_10"] <= 1
