@@ -48,7 +48,7 @@ CASES: dict[str, tuple[str, str, dict]] = {  # name: method, setting, overrides
     "closed_kl_entropy": ("dual_ppo_bandit", "stress", SHORT | {"kl_coef": 0.1, "entropy_coef": 0.01}),
     "lagrangian": ("ppo_lag", "stress", SHORT),
     "single_objective": ("so_ppo_bandit", "stress", SHORT),
-    "offset": ("offset", "stress", SHORT),
+    "offset": ("offset", "stress", SHORT | {"policy_lr": 1e-3}),
     "cross": ("dual_ppo_bandit", "stress", SHORT | {"policy": "cross", "dialogues_per_epoch": 30}),
     "set": ("dual_ppo_bandit", "stress", SHORT | {"policy": "set", "dialogues_per_epoch": 30}),
     "cold": ("cold_start_bandit", "stress", SHORT),
