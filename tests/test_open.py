@@ -77,6 +77,7 @@ def ordinary(features, spec: OpenSpec, config: EnvConfig = EnvConfig()) -> Split
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(env_module, "draw_candidates", draw)
+        patch.setattr(env_module, "check_candidates", lambda *_: None)  # nothing is drawn
         return make_envs(
             features, replace(CLEAN, n=len(library_of(features, torch.arange(len(features)), spec))), 0, config
         )
