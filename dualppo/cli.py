@@ -417,6 +417,7 @@ WIDE = 130  # columns a terminal needs for three metrics side by side; a narrowe
 
 PLAINLY = {
     "±": "+-", "½": "1/2", "–": "-", "−": "-", "·": "-", "•": "*", "⚑": "!", "…": "...", "×": "x", "→": "->", "’": "'",
+    "≥": ">=",
     "α": "alpha", "β": "beta", "γ": "gamma", "λ": "lambda", "κ": "kappa", "τ": "tau", "ω": "omega", "✓": "+", "✗": "!",
 }  # fmt: skip
 

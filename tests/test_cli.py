@@ -254,7 +254,8 @@ def test_reproduce_takes_seeds_and_tables_a_baseline(capsys, tmp_path, toy, with
     assert "stress, minus Similarity (untrained start)" in said and "Differences: paired with" in said
     (row,) = [line for line in said.split("minus Similarity")[1].splitlines() if line.startswith("│SFT")]
     cells = [cell.strip() for cell in row.strip("│").split("│")]
-    assert len(cells) == 5 and all(re.fullmatch(r"[+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\]", cell) for cell in cells[1:4])
+    assert len(cells) == 7
+    assert all(re.fullmatch(r"[+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\]", cell) for cell in cells[1:6])
     assert cells[-1] == "3"
     with open(tmp_path / "tables" / "custom" / "table2.csv") as file:
         assert cells[1] in file.read()

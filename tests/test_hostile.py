@@ -512,7 +512,8 @@ def test_a_command_of_the_grid_carries_strings_as_strings(tmp_path, text):
     assert given_["data"] == given_["texts"] == text and str(tmp_path / "{{o}}.ipynb") in command
     assert spec.run_from({"method": "dual_ppo", "overrides": given_["overrides"]}).overrides == run.overrides
     names = {line.targets[0].id for line in ast.parse(PythonTranslator.codify(given_)).body}
-    assert names == {"method", "setting", "seeds", "profile", "data", "device", "overrides", "outputs", "texts"}
+    asked = {"method", "setting", "seeds", "profile", "data", "device", "overrides", "start"}
+    assert names == asked | {"outputs", "texts"}
 
 
 def test_an_executed_notebook_takes_a_parameter_for_text(tmp_path):

@@ -549,7 +549,7 @@ def test_both_starts_are_rows_of_their_own_and_the_papers_numbers_stand_at_the_l
         place = "stress-letter" if r["start"] == "letter" else "stress"
         path = tmp_path / "runs" / "quick" / place / f"{r['method']}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(to_json(r))
+        path.write_text(to_json(whole(r)))
     table = tables.build_table("table2", tables.read_runs(tmp_path))
     rows = {row[0]: row for row in table.rows}
     assert list(rows) == [method("random").title, "SFT", "SFT [letter]"]

@@ -79,7 +79,7 @@ def test_each_weight_is_what_the_rule_made_of_the_row_before(tmp_path):
     history = [row for row in trainer.state.log_history if "reward" in row]
     for row, seen, after in zip(history, watch.rows, history[1:]):
         used = torch.tensor([row["weights/help"], row["weights/safe"]])
-        signal = SimpleNamespace(cost=1 - row["rewards/safe/mean"])
+        signal = SimpleNamespace(cost=1 - row["rewards/safe/mean"], safe=1)
         assert torch.allclose(rule(used, signal), torch.tensor([after["weights/help"], after["weights/safe"]]))
         assert row["weights/help/next"] == after["weights/help"] and seen["weights/help"] == row["weights/help"]
     assert "weights/help/next" not in watch.rows[0], "a reporter draws one line per weight"
@@ -218,7 +218,7 @@ def test_rules_that_look_at_gradients_want_every_step(tmp_path):
     learned = LearnedWeights(trainer, Hypergradient())
     with pytest.raises(DataError, match=f"TRL {re.escape(trl.__version__)} does not keep.*such as Lagrangian"):
         learned.learned(torch.tensor(START), torch.tensor([0.5, 0.5]))
-    assert LearnedWeights(trainer, MinMax()).learned(torch.tensor(START), torch.tensor([0.5, 0.5]))[0] < START[0]
+    assert LearnedWeights(trainer, MinMax()).learned(torch.tensor(START), torch.tensor([0.9, 0.1]))[0] < START[0]
 
 
 # ---- rewards that are missing or wrong

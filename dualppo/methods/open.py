@@ -31,7 +31,7 @@ from dualppo.methods.baselines import (
     Untrained,
     dpo_loss,
 )
-from .ppo import PPO, PPOConfig, Rollout, scored
+from .ppo import PPO, PPOConfig, Rollout, rollout_of
 from ..policies.policy import all_log_probs
 
 # %% ../../nbs/methods/23_open.ipynb #b618fe5b
@@ -126,7 +126,8 @@ class OpenPPO(PPO):
         drawn = [self.draw(part) for part in self.env.take(states).windows()]
         action, logp, reward, exact = (torch.cat(values) for values in zip(*drawn))
         wanted = exact if self.config.advantage == "exact" else None
-        return scored(self.critic, self.env, paths, (states, action, logp), reward, wanted, self.weights, self.config)
+        played = (states, action, logp)
+        return rollout_of(self.critic, self.env, paths, played, reward, wanted, self.weights, self.config)
 
     def draw(self, part: OpenEnv) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         "A reply per state of a window: actions, log-probabilities `[n]`, rewards `[n, K]`, exact advantages `[n]`."

@@ -574,7 +574,7 @@ def _tables(records: Sequence[Mapping]) -> Iterator[tuple[str, str, Markup]]:
     for name in TITLES if records else ():
         if name != "molma" and name in shown_tables(records) and (table := build_table(name, records)).rows:
             yield name, TITLES[name], table_html(table, title=False)
-    for name, make in BESIDE.items() if papers_data(records) else ():
+    for name, make in BESIDE.items() if records and papers_data(records) else ():
         if beside := make(records):
             yield name, beside.title, table_html(beside, title=False)
 
