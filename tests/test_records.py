@@ -21,10 +21,11 @@ from toys import whole
 
 from dualppo import cli
 from dualppo.core.errors import DataError
+from dualppo.core.files import LARGEST_JSON
 from dualppo.core.places import inside, set_aside
 from dualppo.methods.rows import all_methods
 from dualppo.papers import hacking, molma, policy_class, tables, weight_rules
-from dualppo.runs import jobs, parallel, records
+from dualppo.runs import jobs, parallel
 from dualppo.runs.execution import execute
 from dualppo.runs.key import to_json
 from dualppo.runs.records import RunRecord, job_path, manifest, read_record
@@ -414,5 +415,5 @@ def test_workers_auto_asks_the_container(monkeypatch):
 def test_a_record_that_is_too_large_is_not_parsed(tmp_path, capsys):
     path = tmp_path / "sft.json"
     with path.open("wb") as file:
-        file.truncate(records.LARGEST_RECORD + 1)
+        file.truncate(LARGEST_JSON + 1)
     assert read_record(path) is None and "sft.json.damaged" in capsys.readouterr().err

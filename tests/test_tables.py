@@ -512,10 +512,15 @@ def test_every_objective_has_a_column_by_its_name(k, three, tmp_path):
 # ---- long names
 
 
-def test_a_name_of_data_of_200_kilobytes_is_cut(tmp_path):
-    long = record("sft", "clean", label="x <b>" * 40_000)
-    long["data"]["source"] = "y " * 100_000
-    store(tmp_path, [long | {"profile": "z" * 200_000}])
+def test_a_long_name_of_data_is_cut_and_one_of_200_kilobytes_refused(tmp_path, capsys):
+    endless = record("sft", "clean", label="x <b>" * 40_000)
+    store(tmp_path / "endless", [endless])
+    with pytest.raises(DataError, match="no finished run"):
+        tables.read_runs(tmp_path / "endless")
+    assert "at most 20000 letters" in capsys.readouterr().err
+    long = record("sft", "clean", label="x <b>" * 4_000)
+    long["data"]["source"] = "y " * 10_000
+    store(tmp_path, [long | {"profile": "z" * 20_000}])
     clock = time.perf_counter()
     written = tables.write_tables(tmp_path)
     assert time.perf_counter() - clock < 10  # it took 20 seconds

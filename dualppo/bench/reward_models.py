@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ..core.errors import DataError
-from ..core.files import load_json
-from ..core.tensors import read_tensors
+from ..core.files import load_json, read_bytes
+from ..core.tensors import tensors_of
 from .env import Env
 from .features import REFUSAL, dequantise
 from .judges import encoder_of
@@ -87,10 +87,10 @@ def load_pairs(folder: Path | None = None) -> tuple[dict[str, Tensor], dict]:
     """
     folder = folder or Path(str(resources.files("dualppo") / "assets"))
     path, card = folder / "pairs.safetensors", load_json(folder / "pairs.json")
-    tensors, _, content = read_tensors(path, do="install dualppo again")
+    content = read_bytes(path, do="install dualppo again")
     if not isinstance(card, dict) or card.get("sha256") != hashlib.sha256(content).hexdigest():
         raise DataError(f"{path}: its sha256 is not the card's; install dualppo again.")
-    return tensors, card
+    return tensors_of(content, path, do="install dualppo again")[0], card
 
 # %% ../../nbs/bench/10_reward_models.ipynb #61686c88
 def gold_pairs(env: Env, seed: int, per_state: int = 2) -> Pairs:

@@ -102,7 +102,7 @@ def floored_simplex(weights: Tensor, smallest: float) -> Tensor:
     smallest, low, out = min(smallest, 1 / len(weights)), torch.zeros_like(weights, dtype=torch.bool), weights
     for _ in range(len(weights)):  # scaling the others may push one more below
         free = weights.masked_fill(low, 0.0)
-        out = torch.where(low, smallest, free * (1 - smallest * low.sum()) / free.sum())
+        out = (free * (1 - smallest * low.sum().to(free)) / free.sum()).masked_fill(low, smallest)
         low = out <= smallest
     return out
 

@@ -26,7 +26,7 @@ from ..bench.masking import MaskMode
 from ..policies.policy import Critic, Policy, PolicyKind, all_log_probs, make_policy
 from ..losses.surrogate import clipped_surrogate, entropy, kl_divergence, value_loss
 from ..bench.trajectories import Padding, Trajectories, build_trajectories
-from ..losses.weights import RULES, Lagrangian, RuleName, Signal, WeightRule
+from ..losses.weights import RULES, RuleName, Signal, WeightRule
 
 # %% ../../nbs/methods/0d_ppo.ipynb #1df1a930
 @config
@@ -318,7 +318,8 @@ class PPO(base.Learner):
             )
 
     def facts(self) -> dict[str, object]:
-        return {**self.rule.facts(self.weights, safety_of(self.env))} if isinstance(self.rule, Lagrangian) else {}
+        told = getattr(self.rule, "facts", None)  # what a rule has to say of itself, if anything
+        return told(self.weights, safety_of(self.env)) if told else {}
 
     def gain(self, row: Mapping[str, float]) -> float:
         return validation_gain(row, self.config, self.env.objectives)

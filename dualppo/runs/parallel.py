@@ -103,7 +103,8 @@ def child_command(run: Run, outputs: Path, notebook: Path | None, texts: str = "
         ]
 
     def literal(path: str | Path) -> str:
-        return str(path).replace("{", "{{").replace("}", "}}")  # papermill fills braces in paths
+        text = str(path).replace("{", "{{").replace("}", "}}")  # papermill fills braces in paths
+        return f"./{text}" if text.startswith("-") else text  # and takes a dash for its standard output
 
     return [
         sys.executable,

@@ -202,7 +202,7 @@ class OfSeed(_Checked):
     mask_off: Metrics
     last: Metrics
     train: Metrics
-    dialogues: dict[str, list[Figure]]
+    dialogues: dict[str, list[Figure | None]]
     curves: Annotated[list[Epoch], MinLen(1)]
     choices: Choices
     weights: list[Figure]
