@@ -222,8 +222,9 @@ class OfSeed(_Checked):
             raise ValueError("not every row of curves holds the same figures of dev")
         if len({len(row.weights) for row in self.curves}) > 1:
             raise ValueError("not every row of curves holds as many weights")
+        states = self.dialogues.get("states") or [0]
         if self.dialogues and (
-            len(set(map(len, self.dialogues.values()))) > 1 or min(self.dialogues.get("states", ()), default=0) < 1
+            len(set(map(len, self.dialogues.values()))) > 1 or any(n is None or n < 1 for n in states)
         ):
             raise ValueError("dialogues must hold one number of states, from 1 up, for each sum")
         if self.wins is not None and not (self.scatter and self.scores and "kl" in (self.curves[-1].model_extra or {})):
