@@ -77,7 +77,7 @@ CASES: dict[str, tuple[str, str, dict]] = {  # name: method, setting, overrides
 }
 PUBLISHED_SEEDS = (  # of every trainer: a record and its cheapest seed
     ("molma/clean/oracle.json", 7),
-    ("paper/clean/offset.json", 1),
+    ("quick/clean/offset.json", 2),
     ("custom/stress/exact_gradient-a92282cd.json", 1),
     ("quick/stress/dpo.json", 1),
     ("quick/stress/sft.json", 2),
