@@ -1,10 +1,13 @@
 """Give published records the key of today's code, once, after running a seed of each again.
 
-    python tools/rekey.py rerun       run the cheapest seed of every record again; goes on where it was
-    python tools/rekey.py write       write the new keys and outputs/published/rekey.csv, which says what was compared
+    python tools/rekey.py rerun          run the cheapest seed of every record again; goes on where it was
+    python tools/rekey.py before TREE    run those that came out otherwise by the code of TREE, a checkout of 0.1.0
+    python tools/rekey.py write          write the new keys, and rekey.csv, which says what was compared
 
-A record is given its key only if its seed came out again: every metric on test within `WITHIN`, the same best epoch.
-The others keep their old key, so that the next `dualppo reproduce` makes them anew; the csv names them too.
+A record is given its key if its seed came out again: all metrics on test within `WITHIN`, the same best epoch. Where it
+did not, the machine is asked: if the code of 0.1.0 gives here exactly what today's code gives here, it is the processor
+that differs from the one of the record, and not the code. The others keep their old key, so that the next
+`dualppo reproduce` makes them anew; the csv names them too.
 """
 
 import csv
@@ -12,6 +15,7 @@ import hashlib
 import io
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -37,8 +41,16 @@ FIELDS = (
     "largest difference on test",
     "best epoch",
     "published best epoch",
-    "new key",
+    "by 0.1.0 on this machine",
+    "comes out again",
 )
+BEFORE = """
+import json, sys
+from dualppo.runner import Run, execute
+fields = json.loads(sys.argv[1])
+one = execute(Run(**fields | {"seeds": tuple(fields["seeds"])}))["results"][0]
+print(json.dumps({"test": one["test"], "best_epoch": one["best_epoch"]}))
+"""  # a run by the code of 0.1.0, whose modules had other names
 
 
 def known() -> dict[Path, Run]:
@@ -72,6 +84,30 @@ def kept_at(folder: Path, path: Path, run: Run, data: str) -> Path:
     )
 
 
+def before_at(kept: Path) -> Path:
+    """Where the result of the same seed by the code of 0.1.0 lies."""
+    return kept.with_suffix(".before")
+
+
+def farthest(ours: dict, theirs: dict) -> float:
+    """The largest difference of a metric that both have."""
+    return max(
+        abs(ours[name] - value) for name, value in theirs.items() if value is not None and ours.get(name) is not None
+    )
+
+
+def before(job: tuple[Run, int, Path, Path]) -> str:
+    """Run a seed by the code of another tree, and keep its result."""
+    run, seed, tree, kept = job
+    fields = {name: getattr(run, name) for name in ("method", "setting", "profile", "data", "device")}
+    asked = json.dumps(fields | {"seeds": [seed], "overrides": dict(run.overrides)})
+    command = [sys.executable, "-c", BEFORE, asked]
+    environment = os.environ | {"PYTHONPATH": str(tree)}
+    done = subprocess.run(command, env=environment, cwd=tree, capture_output=True, text=True, check=True)
+    atomic_write(before_at(kept), done.stdout)
+    return f"{run.profile} {run.setting} {run.method}"
+
+
 def compared(folder: Path) -> Iterator[tuple[Path, Run, dict, dict]]:
     """(path, run, record, row of the csv) of every record whose seed was run again."""
     data = load_features().sha256
@@ -81,21 +117,20 @@ def compared(folder: Path) -> Iterator[tuple[Path, Run, dict, dict]]:
             continue
         record, again = read_record(path), json.loads(kept.read_text())
         then = next(one for one in record["results"] if one["seed"] == again["seed"])
-        differences = [
-            abs(again["test"][name] - value)
-            for name, value in then["test"].items()
-            if value is not None and again["test"].get(name) is not None
-        ]
-        same = max(differences) <= WITHIN and again["best_epoch"] == then["best_epoch"]
+        off = farthest(again["test"], then["test"])
+        same = off <= WITHIN and again["best_epoch"] == then["best_epoch"]
+        old = before_at(kept)
+        alike = old.is_file() and farthest(json.loads(old.read_text())["test"], again["test"]) == 0.0
         values = (
             path.relative_to(PUBLISHED).as_posix(),
             record["method"],
             record["setting"],
             again["seed"],
-            f"{max(differences):.1e}",
+            f"{off:.1e}",
             again["best_epoch"],
             then["best_epoch"],
-            "yes" if same else "no",
+            "not asked" if not old.is_file() else "the same" if alike else "another",
+            "yes" if same or alike else "no",
         )
         yield path, run, record, dict(zip(FIELDS, values))
 
@@ -114,7 +149,7 @@ def write(folder: Path) -> None:
     data, rows = load_features().sha256, []
     for path, run, record, row in compared(folder):
         rows.append(row)
-        if row["new key"] == "yes":
+        if row["comes out again"] == "yes":
             described = describe(run, data)
             measured = record["measured"] | {"key_before": record["measured"].get("key_before", record["key"])}
             record = record | described | {"results": with_facts(record), "measured": measured}
@@ -144,6 +179,16 @@ def main() -> None:
         with ProcessPoolExecutor(2) as pool:
             for i, name in enumerate(pool.map(rerun, todo), 1):
                 print(f"{i}/{len(todo)} {name}", flush=True)
+    elif sys.argv[1:2] == ["before"] and len(sys.argv) == 3:
+        data, tree = load_features().sha256, Path(sys.argv[2]).resolve()
+        others = [
+            (run, row["seed"], tree, kept)
+            for path, run, _, row in compared(folder)
+            if row["comes out again"] == "no" and not before_at(kept := kept_at(folder, path, run, data)).is_file()
+        ]
+        with ProcessPoolExecutor(2) as pool:
+            for i, name in enumerate(pool.map(before, others), 1):
+                print(f"{i}/{len(others)} {name}", flush=True)
     elif sys.argv[1:] == ["write"]:
         write(folder)
     else:
