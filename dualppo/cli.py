@@ -441,16 +441,22 @@ def plainly(text: str, encoding: str) -> str:
 def show(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
     "Print a table; where a word or number of it would be broken, each row as a few lines instead. ⚑ marks red cells."
     lines = [[plainly(cell, console.encoding) for cell in row] for row in (heads, *rows)]
-    widths = [max((len(word) for cell in column for word in cell.split()), default=1) for column in zip(*lines)]
+    least = [max((len(word) for cell in column for word in cell.split()), default=1) for column in zip(*lines)]
+    whole = [max((len(line) for cell in column for line in cell.split("\n")), default=1) for column in zip(*lines)]
+    spare = console.width - (sum(least) + 3 * len(least) - 1)
     shown = [
         [Text(cell, style="bold red" if raw.endswith("⚑") else "") for cell, raw in zip(line, row)]
         for line, row in zip(lines[1:], rows)
     ]
-    if sum(widths) + 3 * len(widths) - 1 <= console.width:
+    if spare >= 0:
         named = plainly(title, console.encoding) or None
         out = RichTable(title=named, title_justify="left", header_style="bold", pad_edge=False)
-        for i, (head, width) in enumerate(zip(lines[0], widths)):
-            out.add_column(head, justify="right" if i and rows_of_figures(rows, i) else "left", min_width=width)
+        for i, head in enumerate(lines[0]):
+            more = min(spare, max(whole[i] - least[i], 0))  # rich would give it to all columns, and drop some
+            spare -= more
+            out.add_column(
+                head, justify="right" if i and rows_of_figures(rows, i) else "left", width=least[i] + more
+            )
         for row in shown:
             out.add_row(*row)
         console.print(out)

@@ -12,8 +12,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# What is drawn is the same in every run, so that a change is judged by what it changed. `HYPOTHESIS_PROFILE=search`
+# draws anew, and so does the fuzzing campaign in tests/fuzz.
+settings.register_profile("again", derandomize=True)
+settings.register_profile("search")
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "again"))
 
 
 @pytest.fixture(scope="session")

@@ -38,8 +38,6 @@ ALLOWED = {  # where another way is right, and why
     ("core/files.py", "open"): "open_regular itself",
     ("core/files.py", "fdopen"): "open_regular itself",
     ("methods/rows.py", "read_text"): "a file of the package",
-    ("writing/lora.py", "safe_open"): "an adapter, tensor by tensor",
-    ("writing/stored.py", "safe_open"): "an adapter, tensor by tensor",
     ("writing/hf.py", "from_pretrained"): "a folder of local safetensors that the user names",
     ("writing/smollm.py", "from_pretrained"): "a folder unpacked from a verified package",
     ("core/locks.py", "open"): "lock files, never read",

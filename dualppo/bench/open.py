@@ -8,6 +8,7 @@ __all__ = ['Library', 'KindName', 'Kinds', 'OPEN', 'Spec', 'EVERY_SETTING', 'AT_
 
 # %% ../../nbs/bench/07a_open.ipynb #d4644ac0
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import torch
@@ -174,12 +175,16 @@ class OpenGraded(OpenEnv, Graded):
     labelled: Tensor
     asks: bool
 
+    def __init__(self, **parts: Any) -> None:
+        parts.pop("p_good", None)  # what was answered before, of other states
+        super().__init__(**parts)
+
     def unjudged(self) -> "OpenGraded":
         "The same with `good` left empty."
         return type(self)(**vars(self) | {"asks": False})
 
     def seen(self) -> OpenEnv:
-        hidden = ("query", "knowledge", "graded_harm", "labelled", "tau_metric", "asks")
+        hidden = ("query", "knowledge", "graded_harm", "labelled", "tau_metric", "asks", "p_good")
         return OpenEnv(**{k: v for k, v in vars(self).items() if k not in hidden})
 
     @property
@@ -194,8 +199,8 @@ class OpenGraded(OpenEnv, Graded):
     def similarity(self) -> Tensor:  # type: ignore[override]
         return self.table(self.reference, self.meaning)
 
-    @property
-    def p_good(self) -> Tensor:  # type: ignore[override]
+    @cached_property
+    def p_good(self) -> Tensor:  # type: ignore[override]  # the judge is asked once a window
         if not self.asks:
             return self._every(torch.full_like(self.harm, torch.nan))
         return judged_library(AttributionJudge(), self.query, self.knowledge, self.meaning)

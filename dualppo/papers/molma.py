@@ -16,7 +16,6 @@ import numpy as np
 
 from ..core.errors import DataError
 from ..core.files import atomic_write
-from ..methods.rows import all_methods
 from ..methods.modrl import SELF
 from .stats import paired
 from dualppo.papers.tables import (
@@ -28,6 +27,7 @@ from dualppo.papers.tables import (
     figures_folder,
     read_runs,
     records_at,
+    title_of,
     to_markdown,
     write_table,
 )
@@ -87,7 +87,7 @@ def wins_table(records: Sequence[Mapping], setting: str) -> Table:
                 printed = PRINTED.get(opponent, ("–", "–")) if name == "molma" else ("–", "–")
                 rows.append(
                     (
-                        f"{all_methods()[name].title} against {label}",
+                        f"{title_of(name)} against {label}",
                         *printed,
                         *(Cell.of(rates(runs[name], opponent, j)).text(True) for j in JUDGE_TITLES),
                         str(n),
@@ -107,7 +107,7 @@ def start_table(records: Sequence[Mapping], setting: str) -> Table:
     runs = graded_runs(records, setting)
     rows = [
         (
-            all_methods()[name].title,
+            title_of(name),
             *(Cell.of(rates(r, "start", j)).text(True) for j in JUDGE_TITLES),
             Cell.of([one["curves"][-1]["kl"] for one in r["results"]]).text(False),
             str(len(r["results"])),
@@ -144,7 +144,7 @@ def scatter_figure(
         safe, help_ = np.array(runs[name]["results"][0]["scatter"])[:, ::-1].T
         ax.scatter(safe, help_, s=6, color="#0072b2", alpha=0.5, lw=0)
         ax.plot(safe.mean(), help_.mean(), "P", color="#d55e00", ms=8)
-        ax.set_title(all_methods()[name].title, fontsize=8)
+        ax.set_title(title_of(name), fontsize=8)
         ax.set_xlabel("RMsafe", fontsize=8)
         ax.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("RMhelp", fontsize=8)

@@ -686,8 +686,7 @@ def to_markdown(table: Table) -> str:
 def to_csv(table: Table) -> str:
     "The texts of a table; the caption is the first, commented line."
     head = ["method", *(f"{group} {label}".strip() for group, label in table.columns)]
-    half = re.compile("[\ud800-\udfff]")  # of a character, which no file takes
-    texts = [[half.sub("\ufffd", text) for text in row] for row in (head, *table.rows)]
+    texts = [[plain(text) for text in row] for row in (head, *table.rows)]  # half a character fits in no file
     frame = pd.DataFrame(texts[1:], columns=texts[0])
     return f"# {table.caption}\n" + frame.to_csv(index=False)
 

@@ -21,7 +21,7 @@ from ..methods.base import Trained
 from ..methods.open import train_open
 from ..methods.rows import Method
 from ..policies.policy import all_log_probs
-from .grade import chosen_replies, finite
+from .grade import chosen_replies, course_of, finite
 
 # %% ../../nbs/workshop/41f_open_bench.ipynb #8f1396d3
 def looks(policy: Callable[..., Tensor], env: Graded, mask: MaskMode | None = None) -> Iterator[tuple[Tensor, Graded]]:
@@ -99,15 +99,9 @@ def graded_open(trained: Trained, splits: Splits, seed: int) -> dict:
             "dialogues": by_dialogue(best, test),
             "survival": curve,
             "choices": choices,
-            "curves": list(trained.curves),
-            "weights": trained.weights,
-            "best_epoch": trained.best_epoch,
-            "parameters": trained.parameters,
-            "facts": dict(trained.facts),
-            "tau_rel": splits.tau_rel,
-            "states": {name: len(getattr(splits, name)) for name in ("train", "dev_weights", "dev_stop", "test")},
             "replies": len(test.pool),
         }
+        | course_of(trained, splits)
     )
 
 

@@ -6,9 +6,9 @@
 __all__ = ['TEMPLATES', 'STYLE', 'SCRIPT', 'VERDICTS', 'BESIDE', 'LEDGER_COLUMNS', 'PAPER_TITLE', 'CITE', 'text', 'prose',
            'value', 'signed', 'digest', 'fill', 'together', 'table_html', 'frame_html', 'decimals', 'anchors',
            'ledger_html', 'arithmetic_html', 'png_size', 'picture', 'pictures', 'drawn', 'study_figures', 'molma_html',
-           'discrepancies', 'log_html', 'method_html', 'score_blocks', 'kept_part', 'graders_html', 'hacks_html',
-           'read_frame', 'machine', 'machine_sections', 'data_html', 'manifest_html', 'cite_html', 'Section', 'Page',
-           'render', 'gather', 'own_page', 'numbers_of', 'compared_html', 'write_report']
+           'discrepancies', 'log_html', 'method_html', 'said', 'score_blocks', 'kept_part', 'graders_html',
+           'hacks_html', 'read_frame', 'machine', 'machine_sections', 'data_html', 'manifest_html', 'cite_html',
+           'Section', 'Page', 'render', 'gather', 'own_page', 'numbers_of', 'compared_html', 'write_report']
 
 # %% ../../nbs/show/3b_report.ipynb #97661e88
 import base64
@@ -314,7 +314,7 @@ def discrepancies(outputs: Path) -> pd.DataFrame:
 def log_html(log: pd.DataFrame) -> Markup:
     "One closed entry per row, named by its first two cells, under the heading of its topic where there are topics."
     log = log.assign(anchor=anchors("entry", log.iloc[:, 0])).astype(object)
-    topics = log.groupby("topic", sort=False) if "topic" in log else [(None, log)]
+    topics = [(t, log[log.topic == t]) for t in dict.fromkeys(log.topic)] if "topic" in log else [(None, log)]
 
     def entries(rows):
         return [{"anchor": row.pop("anchor"), "names": [*row.values()][:2], "facts": [*row.items()][2:]}
@@ -337,10 +337,16 @@ def method_html(records: Sequence[Mapping]) -> Markup:
     return fill("sections.method", table1, candidates)
 
 # %% ../../nbs/show/3b_report.ipynb #002208d3
+def said(value: object) -> object:
+    "A value from outside for a table: a text as `plain`, all else as it is."
+    return plain(value) if isinstance(value, str) else value
+
+
 def score_blocks(tree: object, path: tuple[str, ...] = ()) -> Iterator[dict]:
     "Every block of scores (what has an AUC) of a report of graders, at most two levels deep, with its place."
     if isinstance(tree, Mapping) and "auc" in tree:
-        yield {"of": " · ".join(path), **{k: v for k, v in tree.items() if not isinstance(v, list | dict)}}
+        kept = {"of": " · ".join(path), **{k: v for k, v in tree.items() if not isinstance(v, list | dict)}}
+        yield {plain(str(k)): said(v) for k, v in kept.items()}
     elif isinstance(tree, Mapping) and len(path) < 2:
         for key, below in tree.items():
             yield from score_blocks(below, (*path, str(key)))
@@ -466,8 +472,9 @@ def manifest_html(outputs: Path) -> Markup:
     found = {(r["path"], r["sha256"]) for r in manifest(outputs)["runs"]}
     same = sum((str(r.get("path")), str(r.get("sha256"))) in found for r in rows)
     hashes = {"sha256": "sha256", "code": "code_sha256", "data": "data_sha256"}
-    frame = pd.DataFrame([{"record": r.get("path"), "seeds": r.get("seeds")}
-                          | {name: f"`{str(r.get(key) or '')[:12]}`" for name, key in hashes.items()} for r in rows])
+    frame = pd.DataFrame([{"record": plain(str(r.get("path"))), "seeds": said(r.get("seeds"))}
+                          | {name: f"`{plain(str(r.get(key) or ''))[:12]}`" for name, key in hashes.items()}
+                          for r in rows])
     records = frame_html(frame, "Manifest", "First digits of each sha256.") if len(frame) else ""
     return fill("sections.manifest", same, len(rows), records)
 
