@@ -85,7 +85,7 @@ class Reproduce:
 
     # whose tables: learned reward weighting (seed 000), or MOLMA (seed 003)
     paper: Literal["dual_ppo", "molma"] = "dual_ppo"
-    # smoke: about a minute; quick (default): 3 seeds, 12 short epochs; paper: 12 or 20 seeds, 50 epochs;
+    # smoke: about a minute; quick (default): 3 seeds, 12 short epochs; paper: 12 seeds, 50 epochs;
     # molma (default of that paper): 10 seeds
     profile: Literal["smoke", "quick", "paper", "molma"] | None = None
     outputs: Path | None = None  # where results go; default: outputs/local

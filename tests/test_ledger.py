@@ -194,7 +194,7 @@ def test_not_found_says_what_would_have_been(base):
     noise = np.random.default_rng(1).normal(0, 0.02, 12)
     found = ledger(evidence(record("dual_ppo_bandit", base + noise), record("fixed_weights_bandit", base)))
     line = next(e for e in found if e.claim == "learned weights beat fixed ones: harm" and e.ours)
-    size, plan = float(re.search(r"from (\S+) pp on it would have been found", line.why)[1]) / 100, registration()
+    size, plan = float(re.search(r"an effect of (\S+) pp would have been found", line.why)[1]) / 100, registration()
     expected = detectable(noise.std(ddof=1), 12, plan.planned("harm", "similarity"), overlap=plan.overlap)
     assert line.verdict == "not found" and line.setting == "stress" and size == pytest.approx(expected, abs=1e-4)
     assert not any("would have been" in e.why for e in found if e.verdict != "not found")

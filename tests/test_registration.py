@@ -14,7 +14,7 @@ from dualppo.papers.ambiguities import load_ambiguities
 from dualppo.papers.ledger import Verdict
 from dualppo.papers.registration import Analysis, read_registration, registration
 from dualppo.papers.studies import STUDIES
-from dualppo.runs.spec import EXPLORED, HEADLINE, PROFILES, SEED_000, grid
+from dualppo.runs.spec import EXPLORED, PROFILES, SEED_000, grid
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,8 +24,7 @@ def test_every_arm_of_the_profile_is_registered_with_its_number_of_seeds():
     own = {run.method + ("@letter" if run.start == "letter" else ""): len(run.seeds) for run in grid(plan.profile)}
     assert own == plan.arms
     plain = {name: seeds for name, seeds in plan.arms.items() if "@" not in name}
-    for group, seeds in ((HEADLINE, PROFILES["paper"].headline), (EXPLORED, PROFILES["paper"].explored)):
-        assert {name for name, n in plain.items() if n == seeds} == set(group)
+    assert {name for name, n in plain.items() if n == PROFILES["paper"].explored} == set(EXPLORED)
     assert set(plain) == set(SEED_000) and all(n == plain[name.partition("@")[0]] for name, n in plan.arms.items())
 
 
@@ -89,12 +88,12 @@ def test_what_is_not_registered_has_to_say_so(analysis):
     [
         "",
         "version = ",
-        "version = 1\n[arms]\nheadline = []",
+        "version = 1\n[arms]\nregistered = []",
         "version = " + "9" * 5000,
         "version = " + "[" * 100_000,
         "version = " + "{a = " * 5000,
         "seeds = 3",
-        'arms = {headline = "a", others = 1}\nseeds = [1]',
+        'arms = {registered = "a", explored = 1}\nseeds = [1]',
     ],
     ids=lambda text: f"{text[:12]}... {len(text)}",
 )

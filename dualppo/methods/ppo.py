@@ -39,7 +39,7 @@ class PPOConfig:
     minibatch: Count = 32  # Table 1: mini-batch size, read as steps
     inner_epochs: Count = 4  # Table 1: K
     gamma: Share = 0.99  # Table 1: discount factor; used by advantage="literal"
-    lam: Share = 0.95  # Table 1: GAE λ (0 is Algorithm 1's box, A37); used by "literal" and "bandit"
+    lam: Share = 0.95  # Table 1: GAE λ (0 is Algorithm 1's box, A37); acts where γ > 0, in "literal" alone
     t_max: Turns = 10  # Table 1: maximum trajectory length
     epochs: Count = 50  # Table 1: outer training epochs
     patience: Count = 5  # Table 1: epochs without validation gain

@@ -210,7 +210,7 @@ def compared(claim: Claim, setting: str, start: str, evidence: Evidence) -> Entr
     view = ", both behind the mask" if asked.view == "masked" else ""
     why = f"{asked.arm} − {asked.base}{view}, {label.rstrip(' %')}; {answer.verdict}; {test} p = {answer.adjusted:.3g}"
     if (word := verdict_on(claim.sign, answer, plan, claim.gap)) == "not found" and math.isfinite(answer.mde):
-        why += f"; from {smallest(claim.metric, answer)} on it would have been found (power 80 %)"
+        why += f"; an effect of {smallest(claim.metric, answer)} would have been found (power 80 %)"
     n, registered = str(answer.difference.n), profile == plan.profile
     return line(
         value, interval, n, setting, word, why, claim.notebook, reproduce(profile), not registered, start=start
@@ -517,7 +517,7 @@ def _told(evidence: Evidence, question: str, setting: str, metric: str, unit: st
     profile, answer = found
     value, interval = told(metric, answer, unit)
     word = answer.verdict + (
-        f" (from {smallest(metric, answer)} on it would have been)"
+        f" (one of {smallest(metric, answer)} would have been found)"
         if answer.verdict == "no difference found" and math.isfinite(answer.mde)
         else ""
     )

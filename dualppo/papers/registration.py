@@ -92,7 +92,7 @@ def read_registration(text: str) -> Registration:
     "A registration from TOML. Raises DataError for a file that is not one."
     try:
         d = tomllib.loads(text)
-        groups = {name: d["seeds"][group] for group in ("headline", "others", "explored") for name in d["arms"][group]}
+        groups = {name: d["seeds"][group] for group in ("registered", "explored") for name in d["arms"][group]}
         both = set(d["arms"]["both"])
         arms = {arm: n for name, n in groups.items() for arm in (name, *([f"{name}@letter"] if name in both else []))}
         texts = {
