@@ -47,7 +47,7 @@ def test_what_cannot_be_judged_is_not_judged(own, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "not judged here, since it was fitted on another encoder's embeddings" in " ".join(shown.split())
     row = next(line for line in shown.splitlines() if "Dual-objective PPO" in line)
-    assert [cell.strip() for cell in row.strip("│").split("│")][1] == "–" and row.rstrip("│ ").endswith("2"), row
+    assert [cell.strip() for cell in row.strip("│").split("│")][3] == "–" and row.rstrip("│ ").endswith("2"), row
     assert main(["report", "--profile", "custom", "--outputs", str(tmp_path)]) == 0
 
 

@@ -126,7 +126,8 @@ def test_a_script_beside_a_clone_gets_the_package(tmp_path):
     done = subprocess.run([*pip, "--target", str(site), "-e", str(clone)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     (tmp_path / "script.py").write_text(
-        f"import site, sys; sys.path = [path for path in sys.path if path != {str(ROOT)!r}]\n"  # installed here already
+        "import os, site, sys\n"  # the package is installed here already: not that one
+        "sys.path = [p for p in sys.path if not os.path.isfile(os.path.join(p, 'dualppo', '__init__.py'))]\n"
         f"site.addsitedir({str(site)!r})\n"
         "import dualppo, dualppo.bench.features as f; print(dualppo.__file__, f.embedded_path().is_file())"
     )

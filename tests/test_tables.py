@@ -539,7 +539,7 @@ def begun(name: str, start: str | None, base: float, kept: int = 0, capped: int 
     for i, one in enumerate(made["results"]):
         one["masked"], one["unmasked"] = ({m: v + d for m, v in one["test"].items()} for d in (0.05, -0.05))
         one["last"] = {m: v - 0.1 for m, v in one["test"].items()}
-        one["curves"] = [{"epoch": 0}, {"epoch": 1}]
+        one["curves"] = [{"epoch": epoch, "weights": [0.5, 0.5]} for epoch in range(2)]
         one["facts"] = {"kept_start": i < kept, "at_cap": i < capped}
     return made
 

@@ -29,7 +29,8 @@ NOTEBOOK = json.loads((ROOT / "nbs" / "writing" / "5f_trl.ipynb").read_text(enco
 def fast(name):
     """The rule of that name with a step that shows within a few updates."""
     rule = RULES[name]
-    return rule(eta=0.3) if "eta" in {field.name for field in fields(rule)} else rule()
+    step = 1.0 if name == "minmax" else 0.3
+    return rule(eta=step) if "eta" in {field.name for field in fields(rule)} else rule()
 
 
 # ---- what the trainers log and compute

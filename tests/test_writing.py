@@ -173,7 +173,8 @@ def test_unaligned_modrl_is_so_weighted():
     one, two = (
         teach(toy_task(), toy_policy(), short(name, **changes), 0) for name in ("modrl_unaligned", "so_weighted")
     )
-    assert torch.allclose(flat(one.policy), flat(two.policy), atol=1e-5)
+    # a step is .01; where a gradient is no more than rounding, Adam divides rounding by rounding
+    assert torch.allclose(flat(one.policy), flat(two.policy), atol=1e-4)
     three = teach(toy_task(), toy_policy(), short("modrl", **changes), 0)
     assert not torch.allclose(flat(one.policy), flat(three.policy), atol=1e-3)
 

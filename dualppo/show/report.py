@@ -6,7 +6,7 @@
 __all__ = ['TEMPLATES', 'STYLE', 'SCRIPT', 'VERDICTS', 'BESIDE', 'LEDGER_COLUMNS', 'PAPER_TITLE', 'CITE', 'text', 'prose',
            'value', 'signed', 'digest', 'fill', 'together', 'table_html', 'frame_html', 'decimals', 'anchors',
            'ledger_html', 'arithmetic_html', 'png_size', 'picture', 'pictures', 'drawn', 'study_figures', 'molma_html',
-           'discrepancies', 'log_html', 'method_html', 'said', 'score_blocks', 'kept_part', 'graders_html',
+           'discrepancies', 'log_html', 'method_html', 'tidy', 'score_blocks', 'kept_part', 'graders_html',
            'hacks_html', 'read_frame', 'machine', 'machine_sections', 'data_html', 'manifest_html', 'cite_html',
            'Section', 'Page', 'render', 'gather', 'own_page', 'numbers_of', 'compared_html', 'write_report']
 
@@ -337,7 +337,7 @@ def method_html(records: Sequence[Mapping]) -> Markup:
     return fill("sections.method", table1, candidates)
 
 # %% ../../nbs/show/3b_report.ipynb #002208d3
-def said(value: object) -> object:
+def tidy(value: object) -> object:
     "A value from outside for a table: a text as `plain`, all else as it is."
     return plain(value) if isinstance(value, str) else value
 
@@ -346,7 +346,7 @@ def score_blocks(tree: object, path: tuple[str, ...] = ()) -> Iterator[dict]:
     "Every block of scores (what has an AUC) of a report of graders, at most two levels deep, with its place."
     if isinstance(tree, Mapping) and "auc" in tree:
         kept = {"of": " · ".join(path), **{k: v for k, v in tree.items() if not isinstance(v, list | dict)}}
-        yield {plain(str(k)): said(v) for k, v in kept.items()}
+        yield {plain(str(k)): tidy(v) for k, v in kept.items()}
     elif isinstance(tree, Mapping) and len(path) < 2:
         for key, below in tree.items():
             yield from score_blocks(below, (*path, str(key)))
@@ -472,7 +472,7 @@ def manifest_html(outputs: Path) -> Markup:
     found = {(r["path"], r["sha256"]) for r in manifest(outputs)["runs"]}
     same = sum((str(r.get("path")), str(r.get("sha256"))) in found for r in rows)
     hashes = {"sha256": "sha256", "code": "code_sha256", "data": "data_sha256"}
-    frame = pd.DataFrame([{"record": plain(str(r.get("path"))), "seeds": said(r.get("seeds"))}
+    frame = pd.DataFrame([{"record": plain(str(r.get("path"))), "seeds": tidy(r.get("seeds"))}
                           | {name: f"`{plain(str(r.get(key) or ''))[:12]}`" for name, key in hashes.items()}
                           for r in rows])
     records = frame_html(frame, "Manifest", "First digits of each sha256.") if len(frame) else ""
