@@ -140,6 +140,19 @@ def test_rank_refuses_what_it_cannot_rank(tmp_path):
         load_ranker(full, encode, "0").rank("a", "b", ["only one"])
 
 
+def test_a_stored_policy_is_as_large_as_its_tensors(tmp_path):
+    """What a file says of its policy is not believed: no 24 GB for a few bytes, no numbers that are none."""
+    for change in ("width", "number"):
+        policy = make_policy("two_tower", 8, 4, hidden=3)
+        if change == "width":
+            policy.made["state_dim"] = 2 * 10**9
+        else:
+            next(policy.parameters()).data[0] = float("nan")
+        save_policy(policy, path := tmp_path / f"{change}.safetensors")
+        with pytest.raises(DataError, match="holds no policy .*(size mismatch|not finite)"):
+            load_policy(path)
+
+
 def test_rank_on_the_command_line(tmp_path):
     run = run_from({"method": "dual_ppo_bandit", "seeds": [0], "overrides": SMALL})
     run_once(run, tmp_path)

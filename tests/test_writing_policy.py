@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from dualppo.core.errors import DataError
-from dualppo.writing.cached_head import CachedHead, toy_policy
+from dualppo.writing import smollm
+from dualppo.writing.cached_head import CachedHead, distinct, toy_policy
 from dualppo.writing.hf import HFPolicy, hf_policy, with_lora
 from dualppo.writing.llama import NAMES, llama_of, toy_model
 from dualppo.writing.lora import added, load_adapter, new_adapter, save_adapter
@@ -140,6 +141,23 @@ def test_samples_follow_the_policy():
     assert chisquare(observed[some], expected[some] * observed.sum() / expected.sum()).pvalue > 1e-3
 
 
+def test_equal_beginnings_are_computed_once():
+    """Rows stand for rows that begin alike; what comes out is what every row by itself gives."""
+    begun, alive = torch.tensor([7, 7, 3, 7, 3, 9]), torch.tensor([1, 2, 3, 4])
+    rows, of = distinct(begun, alive)
+    assert rows.tolist() == [2, 1] and of.tolist() == [0, 1, 0, 1, 0, 0]
+    policy = toy_policy(temperature=0.2)  # so cold that many replies begin alike
+    shaken(policy.parameters())
+    replies = policy.sample(policy.prefill(["tea"]), 12, noise(12))
+    assert 1 < len(replies.tokens.unique(dim=0)) < 12
+    for i in range(12):
+        alone = policy.sample(policy.prefill(["tea"]), 1, noise(12)[i : i + 1])
+        assert torch.equal(alone.tokens[0], replies.tokens[i]) and torch.equal(alone.mask[0], replies.mask[i])
+        assert (alone.logp[0] - replies.logp[i]).abs().max() < 1e-4
+    again = policy.log_probs(policy.prefill(["tea"]), replies).detach()
+    assert (again - replies.logp).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("order", [[3, 1, 0, 2], [2], [1, 3], [0, 1, 2, 3]])
 def test_a_reply_depends_on_its_own_row_alone(order):
     """Order, neighbours and padding: for the cached head and for a model of transformers."""
@@ -266,6 +284,21 @@ def test_a_truncated_model_folder_gets_one_sentence(tmp_path):
 def test_sums_of_a_reply_leave_padding_out():
     mask = torch.tensor([[True, True], [True, False]])
     assert per_reply(torch.tensor([[1.0, 2.0], [3.0, torch.nan]]), mask).tolist() == [3.0, 3.0]
+
+
+def test_the_kept_tokens_are_those_of_the_data():
+    """Where SmolLM2 is unpacked and both packages are here; everywhere: rising ids, small enough to be worth it."""
+    kept = smollm.kept_tokens()
+    assert 10_000 < len(kept) < 20_000 and bool((kept.diff() > 0).all())
+    if not (folder := smollm.model_cache() / f"smollm2-{smollm.SMOLLM2.weights_sha256[:12]}").is_dir():
+        pytest.skip("SmolLM2 is not unpacked here")
+    from transformers import AutoTokenizer
+
+    try:
+        fresh = smollm.chat_tokens(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    except DataError as absent:
+        pytest.skip(str(absent))
+    assert torch.equal(fresh, kept), "python tools/chat_tokens.py"
 
 
 def test_new_adapters_come_from_their_seed():

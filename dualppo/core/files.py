@@ -141,6 +141,8 @@ def open_regular(
             yield file
     except OSError as error:
         raise _cannot_read(path, error, do) from error
+    except UnicodeEncodeError:
+        raise _bad(path, None, "", "no path holds half a character", do) from None
 
 
 def read_bytes(path: str | Path, largest: int = LARGEST, do: str = CHECK_PATH, links: bool = True) -> bytes:

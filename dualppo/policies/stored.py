@@ -62,19 +62,21 @@ def _opened(path: Path, device: str | torch.device) -> tuple[Policy, StateForm |
     if not path.exists():
         raise DataError(f"{path}: no such file; train the method first, which leaves its policies beside the record.")
     tensors, notes, _ = read_tensors(path, do="train the method again")
-    tensors = {name: values.to(device) for name, values in tensors.items()}
+    tensors = {name: values.to(device, torch.float32) for name, values in tensors.items()}
     try:
         made, words = json.loads(notes["policy"]), json.loads(notes.get("state", "null"))
         scale = {name: tensors.pop(f"state/{name}") for name in ("mean", "std") if f"state/{name}" in tensors}
         form = None
         if words:
             form = StateForm(**words | {"blocks": tuple(words["blocks"]), "scale": ZScore(**scale) if scale else None})
-        with torch.random.fork_rng(devices=[]):
-            policy = make_policy(**made).to(device)
-        policy.load_state_dict(tensors)
+        with torch.device("meta"):  # sizes alone: what a file says of its policy may be absurd
+            policy = make_policy(**made)
+        policy.load_state_dict(tensors, assign=True)
+        if wild := [name for name, values in tensors.items() if not values.isfinite().all()]:
+            raise ValueError(f"{wild[0]} holds a number that is not finite")
     except (ValueError, LookupError, TypeError, RuntimeError, AttributeError, RecursionError) as error:
         raise DataError(
-            f"{path}: holds no policy ({str(error).splitlines()[0][:200]}); train the method again."
+            f"{path}: holds no policy ({str(error).splitlines()[-1].strip()[:200]}); train the method again."
         ) from None
     return policy.eval(), form
 

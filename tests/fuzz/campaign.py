@@ -8,7 +8,9 @@ folder of the call, and calls that take the process above 4 GB. Prints the figur
 import argparse
 import contextlib
 import hashlib
+import importlib
 import io
+import json
 import os
 import random
 import resource
@@ -29,13 +31,21 @@ from dualppo import cli  # noqa: E402
 from dualppo.core.errors import DataError  # noqa: E402
 
 COMPUTING, WAITING, BYTES = 10, 120, 4 << 30
+COUNTED = ("tracebacks", "hangs", "writes outside", "calls above 4 GB")
+LATE = (  # what a call imports when it needs it: minutes on a busy machine, which are no fault of the call
+    "transformers", "sentence_transformers", "matplotlib.figure", "great_tables", "sklearn.linear_model",
+    "sklearn.metrics", "sklearn.model_selection", "scipy.optimize", "scipy.stats", "h5py", "gymnasium", "torchjd",
+    "rich.progress", "huggingface_hub", "pandas",
+)  # fmt: skip
 COMMANDS = (
     ("train", "METHOD", "--data", "FILE", "--outputs", "OUT", "--profile", "smoke", "--set", "SET"),
     ("train", "METHOD", "--setting", "WORD", "--seeds", "WORD", "--device", "WORD", "--data", "FILE"),
     ("tables", "--outputs", "OUT", "--profile", "WORD", "--against", "WORD"),
     ("report", "--outputs", "OUT", "--profile", "WORD"),
     ("rank", "FILE", "--query", "WORD", "--replies", "FILE", "--no-mask"),
+    ("chat", "FILE", "--seed", "WORD", "--longest", "WORD"),
     ("data", "verify", "FILE"),
+    ("data", "scores", "FILE", "FILE", "--out", "FILE"),
     ("data", "build", "FILE", "--out", "FILE", "--limit", "WORD"),
     ("study", "WORD", "--outputs", "OUT", "--data", "FILE", "--workers", "WORD"),
     ("reproduce", "--methods", "WORD", "--data", "FILE", "--outputs", "OUT", "--seeds", "WORD", "--workers", "WORD"),
@@ -56,6 +66,13 @@ class Hung(BaseException):
 
 def ring(*_: object) -> None:
     raise Hung
+
+
+def imported() -> None:
+    """Import what is here of the optional libraries, before any call is timed."""
+    for name in LATE:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
 
 
 def listing(folder: Path, but: Path) -> str:
@@ -88,6 +105,7 @@ def argv_of(draw: random.Random, files: list[Path], outputs: Path) -> list[str]:
 def command(draw: random.Random, files: list[Path], outputs: Path) -> None:
     """One command line in this process; it may end with a status, and may not train for long."""
     argv = argv_of(draw, files, outputs)
+    sys.stdin = io.StringIO("what is tea\n")
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err := io.StringIO()):
         try:
             status = cli.main(argv)
@@ -137,10 +155,14 @@ def one(call, figures: Counter, findings: Path, number: int) -> None:
 def main() -> int:
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ask.add_argument("--calls", type=int, default=5000)
+    ask.add_argument("--first", type=int, default=0, help="the number of the first call: a finding's, to see it again")
     ask.add_argument("--seed", type=int, default=0)
     ask.add_argument("--findings", type=Path, default=Path("fuzz-findings"))
+    ask.add_argument("--figures", type=Path, help="write the figures here, too, as JSON")
     args = ask.parse_args()
+    imported()
     args.findings.mkdir(parents=True, exist_ok=True)
+    out = args.figures.resolve() if args.figures else None
     findings, world = args.findings.resolve(), Path(tempfile.mkdtemp(prefix="campaign-")).resolve()
     mine = world / "mine"  # the folder of the call; everything else in the world is a canary
     for name in ("beside", "mine"):
@@ -153,7 +175,7 @@ def main() -> int:
         signal.signal(number, ring)
     without_training()
     before, figures, largest = listing(world, mine), Counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for number in range(args.calls):
+    for number in range(args.first, args.first + args.calls):
         draw = random.Random(f"{args.seed}/{number}")
         if number % 2:
             one(lambda draw=draw: reader(draw, corpus), figures, findings, number)
@@ -175,8 +197,11 @@ def main() -> int:
             print(f"{number + 1} calls: {dict(figures)}", flush=True)
     os.chdir("/")
     shutil.rmtree(world, ignore_errors=True)
-    for name in ("tracebacks", "hangs", "writes outside", "calls above 4 GB"):
+    for name in COUNTED:
         print(f"{name}: {figures[name]}")
+    if out:
+        counted = {"calls": args.calls, "seed": args.seed} | {name: figures[name] for name in COUNTED}
+        out.write_text(json.dumps(counted | {"largest GB": round(largest / 1e6, 1)}, indent=1) + "\n")
     print(f"calls: {args.calls}, largest process {largest / 1e6:.1f} GB; findings in {findings}")
     return int(any(figures.values()))
 

@@ -20,9 +20,14 @@ from pathlib import Path
 from dualppo.bench import build, features, judges, replies
 from dualppo.core.errors import DataError
 from dualppo.papers import tables
+from dualppo.policies import stored as policies
+from dualppo.policies.policy import make_policy
 from dualppo.runs import key, spec
 from dualppo.runs.records import manifest
 from dualppo.text import download, encoders, exchanges, harm
+from dualppo.writing import lora, prompts
+from dualppo.writing import stored as writers
+from dualppo.writing.cached_head import toy_policy
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from toys import whole  # noqa: E402
@@ -86,6 +91,13 @@ def safetensors_of(**lists: list[float]) -> bytes:
     from safetensors.torch import save
 
     return save({name: torch.tensor(values) for name, values in lists.items()})
+
+
+def stored_by(save: Callable[[Path], object]) -> bytes:
+    "What a function writes to a path."
+    with tempfile.TemporaryDirectory() as folder:
+        save(Path(folder) / "x.safetensors")
+        return (Path(folder) / "x.safetensors").read_bytes()
 
 
 def tar_of(*names: str, zipped: bool = False, content: bytes = b"x") -> bytes:
@@ -249,6 +261,23 @@ def weights(content: bytes) -> None:
         refused(lambda: harm.read_asset("judge", path.parent))
 
 
+def own_prompts(content: bytes) -> None:
+    with as_file(content, "any.jsonl") as path:
+        refused(lambda: prompts.read_prompts(path))
+
+
+def adapter(content: bytes) -> None:
+    with as_file(content, "any.safetensors") as path:
+        refused(lambda: lora.load_adapter(path))
+        refused(lambda: writers.load_speaker(path, ()).reply("tea", longest=2))
+
+
+def stored_policy(content: bytes) -> None:
+    with as_file(content, "any.safetensors") as path:
+        refused(lambda: policies.load_policy(path))
+        refused(lambda: policies.load_ranker(path, lambda texts: None, "0"))
+
+
 def parameters(content: bytes) -> None:
     try:
         values = json.loads(content)
@@ -295,7 +324,9 @@ def seeds() -> dict[str, list[bytes]]:
     def header(size, meta=b"{}"):
         return struct.pack("<Q", size) + meta
 
-    good = small_features()
+    good, writer = small_features(), toy_policy()
+    form = policies.StateForm(("query",), "toy", "0", 0.5, "toy")
+    chooser = make_policy("two_tower", 4, 4, hidden=3)
     bombs = [header(2**63), header(2**64 - 1), header(2, b"{}"), header(8, b'{"a":{}}'), good, good[:200]]
     overlap = (
         b'{"query.q":{"dtype":"I8","shape":[2,4],"data_offsets":[0,8]},'
@@ -341,6 +372,20 @@ def seeds() -> dict[str, list[bytes]]:
             safetensors_of(bias=[0.0]),
             *bombs[:4],
         ],
+        "own_prompts": [
+            *text({"prompt": "what is tea", "reference": "a drink", "provokes": False}, {"prompt": 3}, []),
+            b'{"prompt": "a", "family": "x"}\n{"prompt": "b", "knowledge": "c"}\n',
+        ],
+        "adapter": [
+            stored_by(lambda path: writers.save_writer(writer, path, "toy", "of mine")),
+            stored_by(lambda path: lora.save_adapter(writer.adapter, path, 2, {"base": "toy"})),
+            *bombs[:4],
+        ],
+        "stored_policy": [
+            stored_by(lambda path: policies.save_policy(chooser, path, form)),
+            stored_by(lambda path: policies.save_policy(chooser, path)),
+            *bombs[:4],
+        ],
         "parameters": text(
             {"method": "sft", "overrides": {"epochs": 3}},
             {"seeds": [0, 1]},
@@ -375,6 +420,9 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         hdf5,
         carrier,
         weights,
+        own_prompts,
+        adapter,
+        stored_policy,
         parameters,
         command_line,
     )
