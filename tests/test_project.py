@@ -454,6 +454,19 @@ def test_no_public_name_is_defined_twice():
     assert not twice, f"name one of each so that it says what it is: {twice}"
 
 
+def test_no_module_takes_what_another_keeps_to_itself():
+    """A name that begins with an underscore is its module's own."""
+    taken = [
+        f"{relative(path)}: {alias.name} of {node.module}"
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if re.match("_[a-z]", alias.name)
+    ]
+    assert not taken, f"make it public under a name that says what it is, or leave it: {taken}"
+
+
 def test_every_file_beside_the_modules_is_in_the_package():
     (patterns,) = re.findall(
         r'package_data=\{cfg\["lib_path"\]: (\[.*?\])\}', (ROOT / "setup.py").read_text(encoding="utf-8")
