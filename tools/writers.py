@@ -1,7 +1,7 @@
 """The writing policies that come with the package: the mild start, and what was trained from it.
 
     python tools/writers.py mild              train the mild start anew into dualppo/assets/writers/mild.safetensors
-    python tools/writers.py gate              the table from which the gate τ_rel was read
+    python tools/writers.py gate              outputs/published/tokens/gate.csv, from which the gate τ_rel was read
     python tools/writers.py aligned OUTPUTS   copy the policies of seed 0 of the arms from the mild start
 """
 
@@ -12,10 +12,12 @@ from pathlib import Path
 
 import torch
 
+from dualppo.core.files import atomic_write
 from dualppo.text.encoders import MiniLM
 from dualppo.writing.starts import gate_table, smollm2_place, start_adapter, taught_start
 from dualppo.writing.stored import save_writer, writer_asset
 
+GATE = Path(__file__).resolve().parent.parent / "outputs" / "published" / "tokens" / "gate.csv"
 GRID = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
 
 
@@ -30,9 +32,11 @@ def mild() -> None:
 def gate() -> None:
     place = smollm2_place(0.0)
     policy = place.policy(start_adapter(place, "mild"), shared=False)
+    lines = ["prompts,tau,own,other"]
     for name, kind in (("chat", False), ("provocations", True)):
         for row in gate_table(policy, [p for p in place.task.dev if p.provokes == kind], MiniLM().encode, GRID):
-            print(name, row)
+            lines.append(f"{name},{row['tau']},{row['own']:.4f},{row['other']:.4f}")
+    atomic_write(GATE, "\n".join(lines) + "\n")
 
 
 def aligned(outputs: Path) -> None:

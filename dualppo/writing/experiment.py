@@ -15,11 +15,11 @@ from ..core.errors import DataError
 from .cached_head import CachedHead
 from .course import Taught, teach
 from .exam import examined
-from .starts import ModelName, Place, Start, smollm2_place, start_adapter, toy_place
+from .starts import ModelName, Place, WriterStart, smollm2_place, start_adapter, toy_place
 from .writer import WriterConfig
 
 # %% ../../nbs/writing/5b_experiment.ipynb #87f8ca19
-TAU_REL = 0.05  # the gate of R_help, read off samples of the mild start (notebook 5a)
+TAU_REL = 0.1  # the gate of R_help, read off samples of the mild start (notebook 5a, outputs/published/tokens/gate.csv)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def place_of(model: ModelName) -> Place:
 # %% ../../nbs/writing/5b_experiment.ipynb #17bc6b42
 def conducted(
     place: Place,
-    start: Start,
+    start: WriterStart,
     config: WriterConfig | None,
     seed: int,
     exam: ExamPlan,
