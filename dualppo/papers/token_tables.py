@@ -144,8 +144,9 @@ def forecasts(plan: TokenPlan, folder: Path) -> dict[str, dict[str, float]]:
 
 def _bench_results(arm: Arm, folder: Path) -> list[Mapping[str, float]]:
     assert arm.forecast
-    if arm.forecast.folder in STUDIES:
-        record = records_of(STUDIES[arm.forecast.folder], folder).get(arm.forecast.name)
+    study = STUDIES.get(arm.forecast.folder)
+    if study and arm.forecast.name in study.variants:
+        record = records_of(study, folder).get(arm.forecast.name)
     else:
         record = read_record(folder / "runs" / arm.forecast.folder / "stress" / f"{arm.forecast.name}.json")
     results = record["results"] if record else []
