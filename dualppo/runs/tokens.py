@@ -10,6 +10,7 @@ __all__ = ['TOKENS_SCHEMA', 'UNTRAINED', 'Figures', 'Say', 'TokenRun', 'resolved
 
 # %% ../../nbs/workshop/41g_tokens.ipynb #e6d1f6ef
 import contextlib
+import functools
 import hashlib
 import json
 import platform
@@ -118,6 +119,12 @@ def tokens_sha256(model: ModelName = "smollm2", folder: Path | None = None) -> s
     return definitions_sha256(reached(roots, {"dualppo": folder or package_folder()}))
 
 
+@functools.lru_cache(maxsize=2)
+def _loaded_sha256(model: ModelName) -> str:
+    "Of the package as this process found it: a grid asks for every run."
+    return tokens_sha256(model)
+
+
 def described(run: TokenRun) -> dict[str, Any]:
     "Everything that decides the result of a run, and its key."
     config, data = resolved(run), data_of(run)
@@ -133,7 +140,7 @@ def described(run: TokenRun) -> dict[str, Any]:
             "tau_rel": TAU_REL,
         },
         "data_sha256": hashlib.sha256(to_json(data).encode()).hexdigest(),
-        "code_sha256": tokens_sha256(run.model),
+        "code_sha256": _loaded_sha256(run.model),
         "device": "cpu",
         "torch": metadata.version("torch"),
     }
