@@ -44,7 +44,7 @@ setup(
     python_requires=f">={cfg['min_python']}",
     package_dir={"": "."},  # so that an editable install puts this folder on the path: see tests/test_platforms.py
     packages=find_packages(include=[cfg["lib_path"], f"{cfg['lib_path']}.*"]),
-    package_data={cfg["lib_path"]: ["assets/*", "assets/templates/*", "methods/*.toml", "py.typed"]},
+    package_data={cfg["lib_path"]: ["assets/*", "assets/*/*", "methods/*.toml", "py.typed"]},
     # The papermill templates and the workflow travel with an installed package, so that `dualppo reproduce` runs
     # without a clone.
     data_files=[

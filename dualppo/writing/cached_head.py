@@ -148,7 +148,8 @@ class CachedHead:
     """A Llama whose head learns by LoRA, as a `WritingPolicy`.
 
     `start`: an adapter the policy begins from (None: the base model); it is the reference, too. `rank` and
-    `seed` are those of the new adapter on top of it.
+    `seed` are those of the new adapter on top of it. `memory`: prompts that another policy of the same model and words
+    has read, to be shared with it.
     """
 
     processes = 1
@@ -161,6 +162,7 @@ class CachedHead:
         rank: int = 8,
         seed: int = 0,
         temperature: float = 0.7,
+        memory: dict[tuple[str, ...], CachedPrompts] | None = None,
     ):
         if len(model.out) != len(words):
             raise DataError(
@@ -169,6 +171,7 @@ class CachedHead:
         self.model, self.words, self.start, self.temperature = model, words, start, temperature
         self.head = merged(model.head, start) if start else model.head
         self.adapter = new_adapter(model, rank, seed)
+        self.memory = memory
 
     @property
     def end(self) -> int:
@@ -179,7 +182,12 @@ class CachedHead:
         return f"{self.model.identity} {self.words.identity} {self.temperature}"
 
     def prefill(self, prompts: Sequence[str]) -> CachedPrompts:
-        return prefilled(self.model, [self.words.prompt(text) for text in prompts])
+        if self.memory is not None and (known := self.memory.get(tuple(prompts))):
+            return known
+        read = prefilled(self.model, [self.words.prompt(text) for text in prompts])
+        if self.memory is not None:
+            self.memory[tuple(prompts)] = read
+        return read
 
     def _logits(self, x: Tensor) -> Tensor:
         return F.linear(rms(x, self.model.norm, self.model.shape.eps), self.model.out) / self.temperature

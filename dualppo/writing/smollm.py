@@ -106,7 +106,7 @@ def smollm2_policy(
     seed: int = 0,
     temperature: float = 0.7,
     kept: Tensor | None = None,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype = torch.float32,
     cache: Path | None = None,
 ) -> CachedHead:
     """SmolLM2 as a `CachedHead`; `kept` are the tokens it writes (None: `kept_tokens`). Raises DataError if it is not

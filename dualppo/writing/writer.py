@@ -115,7 +115,9 @@ class Apprentice:
     def __init__(self, lesson: Lesson, policy: WritingPolicy, config: WriterConfig, seed: int):
         self.lesson, self.policy, self.config = lesson, policy, config
         self.g = torch.Generator().manual_seed(seed)
-        self.weights = torch.tensor(sized(config.weights, len(lesson.names)))
+        if not lesson.rewards and config.loss != "sft":
+            raise DataError(f"loss={config.loss!r} needs a reward, and the lesson has none; give one.")
+        self.weights = torch.tensor(sized(config.weights, len(lesson.names) or 1))
         self.rule = weight_rule(PPOConfig(rule=config.rule, rule_eta=config.rule_eta, budget=config.budget))
         self.optimiser = torch.optim.Adam(policy.parameters(), lr=config.lr)
         self.kinds = [
@@ -424,8 +426,9 @@ class Reweighing(Improving):
         mean = self.policy.gather(watched.reward).mean(0).cpu()
 
         def alignment(u: Tensor) -> Tensor:
-            direction = u @ self.gradients(watched).cpu()
-            return F.cosine_similarity(self.gradients(written).cpu(), direction[None], dim=1)
+            own = self.gradients(written).cpu()
+            direction = u @ (own if watched is written else self.gradients(watched).cpu())
+            return F.cosine_similarity(own, direction[None], dim=1)
 
         def influence() -> Tensor:
             each = self.gradients(written).cpu()
