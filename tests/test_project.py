@@ -507,7 +507,8 @@ def test_readme_links_resolve():
 
 
 def test_readme_example_trains_a_policy(tmp_path):
-    (example,) = re.findall(r"```python\n(.*?)```", readme(), flags=re.DOTALL)
+    example, trl = re.findall(r"```python\n(.*?)```", readme(), flags=re.DOTALL)
+    assert "dualppo.trl" in trl, "tests/test_trl.py runs the second one, where TRL is"
     assert len(example.strip().splitlines()) <= 12
     script = tmp_path / "example.py"
     script.write_text(example)

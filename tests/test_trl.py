@@ -18,9 +18,14 @@ trl = pytest.importorskip("trl", reason="needs TRL: pip install 'dualppo[trl]'")
 from tiny_trl import GROUP, START, help, make, model, safe, tokenizer  # noqa: E402
 
 from dualppo.core.errors import DataError  # noqa: E402
+from dualppo.losses.surrogate import clipped_surrogate  # noqa: E402
 from dualppo.losses.weights import RULES, Fixed, Hypergradient, Lagrangian, MinMax  # noqa: E402
 from dualppo.methods.grpo import group_advantage  # noqa: E402
 from dualppo.trl import LearnedWeights, reward_gram, trl_signal  # noqa: E402
+from dualppo.writing.cached_head import CachedHead, through  # noqa: E402
+from dualppo.writing.llama import llama_of  # noqa: E402
+from dualppo.writing.policy import Replies  # noqa: E402
+from dualppo.writing.words import Words  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = json.loads((ROOT / "nbs" / "writing" / "5f_trl.ipynb").read_text(encoding="utf-8"))
@@ -33,6 +38,31 @@ def fast(name):
 
 
 # ---- what the trainers log and compute
+
+
+def test_loss_on_the_same_model_is_trls(tmp_path):
+    """Our log-probabilities of TRL's completions, and the clipped loss of both, to 1e-6: one model, one arithmetic."""
+    words = Words.made(tokenizer(), "<end>", form="{}")
+    policy = CachedHead(llama_of(model(), 1, words.kept, torch.float32), words, temperature=1.0)
+    seen = []
+
+    class Compared(trl.GRPOTrainer):
+        def _compute_loss(self, model, inputs):
+            ids, mask = inputs["completion_ids"], inputs["completion_mask"].bool()
+            asked = policy.prefill(self.processing_class.batch_decode(inputs["prompt_ids"], skip_special_tokens=True))
+            fed = policy.model.embed[torch.cat([asked.last[:, None], ids[:, :-1]], 1)]
+            states = through(fed, policy.model.trunk, policy.model, asked, asked.trunk)
+            ours = policy.log_probs(asked, Replies(ids, mask, torch.zeros(mask.shape), states)).detach()
+            old = ours + 0.3 * torch.randn(ours.shape, generator=torch.Generator().manual_seed(0))
+            theirs = super()._compute_loss(model, inputs | {"old_per_token_logps": old})
+            advantage = inputs["advantages"][:, None].expand_as(old)
+            seen.append((clipped_surrogate(ours[mask], old[mask], advantage[mask], 0.2), theirs.detach()))
+            return theirs
+
+    trainer, _ = make(tmp_path, trainer_class=Compared, loss_type="bnpo", max_steps=1, bf16=False)
+    trainer.train()
+    ((ours, theirs),) = seen
+    assert abs(float(ours)) > 1e-3 and abs(float(ours - theirs)) < 1e-6
 
 
 def ours(kind, scale, reward, weights):
@@ -393,7 +423,10 @@ def test_the_notebook_says_so_and_runs_where_trl_is_missing(tmp_path):
 def test_the_ten_lines_run(tmp_path):
     model().save_pretrained(tmp_path / "tiny")
     tokenizer().save_pretrained(tmp_path / "tiny")
-    (lines,) = re.findall(r"```python\n(.*?)```", "".join("".join(c["source"]) for c in NOTEBOOK["cells"]), re.DOTALL)
+    notebook = "".join("".join(c["source"]) for c in NOTEBOOK["cells"])
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (lines,), (_, shown) = (re.findall(r"```python\n(.*?)```", text, re.DOTALL) for text in (notebook, readme))
+    assert lines == shown, "README.md and nbs/writing/5f_trl.ipynb show the same lines"
     assert len([line for line in lines.splitlines() if line]) <= 10
     if not torch.cuda.is_available():
         lines = lines.replace("logging_steps=1)", "logging_steps=1, use_cpu=True)")

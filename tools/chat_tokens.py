@@ -1,6 +1,6 @@
 """Choose the tokens that the default writing policy writes: `python tools/chat_tokens.py` (half a minute, one core).
 
-Writes dualppo/assets/chat_tokens.safetensors, numbers only; tests/test_writing_policy.py compares it where the data are.
+Writes dualppo/assets/chat_tokens.safetensors, numbers only; a test compares it where the data are.
 """
 
 from pathlib import Path

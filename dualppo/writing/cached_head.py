@@ -95,7 +95,7 @@ def prefilled(model: Llama, prompts: Sequence[Sequence[int]], at_once: int = 32)
 
 # %% ../../nbs/writing/51b_cached_head.ipynb #c41e9a07
 def distinct(begun: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows Long `[R]` that stand for all rows `alive`, and which of them stands for each Long `[N]` (0 for no row alive).
+    """Rows Long `[R]` that stand for all rows `alive`, and which of them for each Long `[N]` (0 where none does).
 
     begun Long `[N]`: a number for prompt and tokens so far; rows alike in it are alike in all that is computed from it.
     """
