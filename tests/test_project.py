@@ -463,6 +463,19 @@ def test_every_file_beside_the_modules_is_in_the_package():
     assert not beside - packaged, f"setup.py packages no {beside - packaged}"
 
 
+def test_no_module_uses_anothers_private_names():
+    modules = {path.stem for path in (ROOT / "dualppo").rglob("*.py")}
+    for path in sorted((ROOT / "dualppo").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("dualppo")):
+                private = [alias.name for alias in node.names if re.match("_[a-z]", alias.name)]
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+                private = [node.attr] if re.match("_[a-z]", node.attr) and node.value.id != "sys" else []
+            else:
+                continue
+            assert not private, f"{relative(path)}, line {node.lineno}: make {', '.join(private)} public, or do without"
+
+
 # ---- README
 
 

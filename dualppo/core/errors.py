@@ -25,7 +25,7 @@ class DataError(ValueError):
         super().__init__(line if len(line) <= 2000 else f"{line[:1000]} … {line[-900:]}")
 
 # %% ../../nbs/core/00a_errors.ipynb #683de262
-def _bad(file: Any, row: int | None, field: str, what: str, do: str) -> DataError:
+def unusable(file: Any, row: int | None, field: str, what: str, do: str) -> DataError:
     "The sentence every reader raises."
     place = [str(file)] + ([f"row {row}"] if row is not None else []) + ([f"field '{field}'"] if field else [])
     return DataError(f"{', '.join(place)}: {what}; {do}.")

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import DataError, _bad
+from .errors import DataError, unusable
 from .places import set_aside
 
 # %% ../../nbs/core/00b_files.ipynb #2ca631c0
@@ -36,7 +36,8 @@ _WRITE_TROUBLE: dict[int | None, str] = {  # an error may have no number
                   errno.EISDIR: "the path is a folder", errno.ENAMETOOLONG: "the name is too long"}
 
 
-def _cannot_write(path: Path, error: OSError) -> DataError:
+def unwritable(path: Path, error: OSError) -> DataError:
+    "The sentence about a file that the system would not write."
     why = _WRITE_TROUBLE.get(error.errno, error.strerror or str(error))
     return DataError(f"{path}: cannot be written because {why}; free some space or choose another folder.")
 
@@ -77,11 +78,11 @@ def atomic_write(path: str | Path, content: str | bytes) -> None:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise _cannot_write(path, error) from error
+            raise unwritable(path, error) from error
         raise
 
 # %% ../../nbs/core/00b_files.ipynb #6c81dc42
-def _what(error: Exception) -> str:
+def complaint(error: Exception) -> str:
     "The complaint without the position, which counts from the start of a buffer and would mislead."
     return getattr(error, "msg", None) or str(error)
 
@@ -98,22 +99,22 @@ _READ_TROUBLE: dict[int | None, str] = {
 
 def _cannot_read(path: str | Path, error: OSError, do: str) -> DataError:
     why = _READ_TROUBLE.get(error.errno, error.strerror or str(error))
-    return _bad(path, None, "", f"cannot be read ({why})", do)
+    return unusable(path, None, "", f"cannot be read ({why})", do)
 
 
 def _must_be_a_file(path: str | Path, found: os.stat_result, largest: int, do: str) -> None:
     "Raises DataError for anything from which one could read forever, and for more than `largest` bytes."
     if stat.S_ISDIR(found.st_mode):
-        raise _bad(path, None, "", "cannot be read (a folder, not a file)", do)
+        raise unusable(path, None, "", "cannot be read (a folder, not a file)", do)
     if not stat.S_ISREG(found.st_mode):
-        raise _bad(path, None, "", "cannot be read (a pipe or a device, not a file)", do)
+        raise unusable(path, None, "", "cannot be read (a pipe or a device, not a file)", do)
     if found.st_size > largest:
         raise _too_large(path, largest)
 
 
 def _too_large(path: str | Path, largest: int) -> DataError:
     size = f"{largest >> 20} MiB" if largest >= 1 << 20 else f"{largest} bytes"
-    return _bad(path, None, "", f"larger than {size}", "check that it is the right file")
+    return unusable(path, None, "", f"larger than {size}", "check that it is the right file")
 
 # %% ../../nbs/core/00b_files.ipynb #7409306d
 LARGEST_FILE = 1 << 32  # bytes of any file; all of Wizard of Wikipedia has about 2 ** 28, its features too
@@ -132,7 +133,7 @@ def open_regular(
     A link at the end of the path is followed unless `links` is off.
     """
     if "\0" in str(path):
-        raise _bad(path, None, "", "no path holds a null character", do)
+        raise unusable(path, None, "", "no path holds a null character", do)
     try:
         _must_be_a_file(path, os.stat(path), largest, do)  # a device may act on being opened
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if links else os.O_NOFOLLOW)
@@ -142,7 +143,7 @@ def open_regular(
     except OSError as error:
         raise _cannot_read(path, error, do) from error
     except UnicodeEncodeError:
-        raise _bad(path, None, "", "no path holds half a character", do) from None
+        raise unusable(path, None, "", "no path holds half a character", do) from None
 
 
 def read_bytes(path: str | Path, largest: int = LARGEST, do: str = CHECK_PATH, links: bool = True) -> bytes:
@@ -159,7 +160,7 @@ def read_text(path: str | Path, largest: int = LARGEST, do: str = CHECK_PATH, li
     try:
         text = read_bytes(path, largest, do, links).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise _bad(path, None, "", f"not UTF-8 text ({error.reason})", "save the file as UTF-8") from error
+        raise unusable(path, None, "", f"not UTF-8 text ({error.reason})", "save the file as UTF-8") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -170,7 +171,7 @@ def load_json(path: str | Path, largest: int = LARGEST_JSON, do: str = CHECK_PAT
     except (ValueError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
-        raise _bad(path, None, "", f"broken JSON ({_what(error)})", "copy the file again") from error
+        raise unusable(path, None, "", f"broken JSON ({complaint(error)})", "copy the file again") from error
 
 # %% ../../nbs/core/00b_files.ipynb #21bc3d59
 def tail(path: str | Path, size: int = 1 << 16) -> str:
@@ -180,7 +181,7 @@ def tail(path: str | Path, size: int = 1 << 16) -> str:
         return file.read(size).decode("utf-8", "replace")
 
 # %% ../../nbs/core/00b_files.ipynb #e01ef23b
-def _half(text: str) -> bool:
+def half_character(text: str) -> bool:
     "Whether a text holds half a character (a lone surrogate), which no encoder and no file takes."
     return any("\ud800" <= c <= "\udfff" for c in text)
 
@@ -189,8 +190,8 @@ def _texts(path: str | Path, rows: Iterable[Any], fields: Sequence[str]) -> list
     rows = list(rows)
     for number, row in enumerate(rows):
         for field in fields:
-            if not isinstance(row, dict) or not isinstance(row.get(field), str) or _half(row[field]):
-                raise _bad(
+            if not isinstance(row, dict) or not isinstance(row.get(field), str) or half_character(row[field]):
+                raise unusable(
                     path,
                     number,
                     field,
@@ -198,7 +199,7 @@ def _texts(path: str | Path, rows: Iterable[Any], fields: Sequence[str]) -> list
                     f"every row needs {', '.join(fields)}; correct or remove the row",
                 )
     if not rows:
-        raise _bad(path, None, "", "no rows", f"expected the fields {', '.join(fields)}")
+        raise unusable(path, None, "", "no rows", f"expected the fields {', '.join(fields)}")
     return rows
 
 
@@ -210,7 +211,7 @@ def table_rows(path: str | Path, fields: Sequence[str], **form: Any) -> list[dic
     try:
         return _texts(path, csv.DictReader(io.StringIO(read_text(path), newline=""), **form), fields)
     except csv.Error as error:
-        raise _bad(
+        raise unusable(
             path, None, "", f"cannot be read as csv ({error})", f"expected the columns {', '.join(fields)}"
         ) from error
 
@@ -219,7 +220,7 @@ def json_rows(path: str | Path, fields: Sequence[str]) -> list[dict[str, Any]]:
     "Rows of a JSON list of objects, each with a text in all `fields`. Raises `DataError`."
     rows = load_json(path)
     if not isinstance(rows, list):
-        raise _bad(path, None, "", "not a JSON list", f"expected a list of objects with {', '.join(fields)}")
+        raise unusable(path, None, "", "not a JSON list", f"expected a list of objects with {', '.join(fields)}")
     return _texts(path, rows, fields)
 
 # %% ../../nbs/core/00b_files.ipynb #179a3306

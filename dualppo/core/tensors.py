@@ -13,7 +13,7 @@ from pathlib import Path
 import safetensors.torch
 from torch import Tensor
 
-from .errors import _bad
+from .errors import unusable
 from .files import CHECK_PATH, LARGEST_FILE, read_bytes
 
 # %% ../../nbs/core/00c_tensors.ipynb #35a1e0b3
@@ -63,5 +63,5 @@ def tensors_of(content: bytes, name: str | Path, do: str = CHECK_PATH) -> tuple[
         notes = _header(content)[1].get("__metadata__") or {}
     except Exception as error:  # the library raises errors of many types
         what = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise _bad(name, None, "", f"not a readable file of tensors ({what})", do) from error
+        raise unusable(name, None, "", f"not a readable file of tensors ({what})", do) from error
     return tensors, notes

@@ -20,8 +20,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..core.errors import DataError
-from ..core.files import SCRATCH, _cannot_write, read_text
-from ..core.locks import _flock, lock
+from ..core.files import SCRATCH, unwritable, read_text
+from ..core.locks import lock_granted, lock
 
 # %% ../../nbs/workshop/40a_jobs.ipynb #ca92fe0c
 def _owner(folder: Path) -> Path:
@@ -40,7 +40,7 @@ def scratch(place: Path) -> Iterator[Path]:
         try:
             (place / name).mkdir()
         except OSError as error:
-            raise _cannot_write(place / name, error) from error
+            raise unwritable(place / name, error) from error
         try:
             yield place / name
         finally:
@@ -58,7 +58,7 @@ def _remove(path: Path) -> bool:
         return True
     file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        if free := _flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        if free := lock_granted(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
             path.unlink()
         return free
     finally:
@@ -101,7 +101,7 @@ def at_work(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if _flock(here.file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            if lock_granted(here.file, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 sweep(folder)
 
 # %% ../../nbs/workshop/40a_jobs.ipynb #28929315

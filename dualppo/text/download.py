@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from ..core.errors import DataError, _bad
-from ..core.files import SCRATCH, _cannot_write, open_regular, sha256_of
+from ..core.errors import DataError, unusable
+from ..core.files import SCRATCH, unwritable, open_regular, sha256_of
 from ..core.locks import lock
 
 # %% ../../nbs/workshop/40c_download.ipynb #dd1377e2
@@ -40,7 +40,7 @@ class _Bounded:
         block = self.file.read(size)
         self.left -= len(block)
         if self.left < 0:
-            raise _bad(self.name, None, "", "the archive unpacks to more bytes than allowed", "do not use this archive")
+            raise unusable(self.name, None, "", "the archive unpacks to more bytes than allowed", "do not use it")
         return block
 
 # %% ../../nbs/workshop/40c_download.ipynb #bdb75174
@@ -104,9 +104,9 @@ def open_tar(archive: str | Path, max_bytes: int) -> Iterator[tarfile.TarFile]:
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, ValueError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
-        raise _bad(archive, None, "", f"damaged archive ({error})", "remove it and download it again") from error
+        raise unusable(archive, None, "", f"damaged archive ({error})", "remove it and download it again") from error
     except OSError as error:
-        raise _bad(archive, None, "", f"cannot be unpacked ({error.strerror or error})",
+        raise unusable(archive, None, "", f"cannot be unpacked ({error.strerror or error})",
                    "check the file, the free space and the permissions") from error
 
 # %% ../../nbs/workshop/40c_download.ipynb #63916d02
@@ -115,9 +115,9 @@ def _unpack(archive: Path, folder: Path, max_bytes: int, max_members: int) -> No
     with open_tar(archive, max_bytes) as tar:
         for count, member in enumerate(tar, 1):
             if count > max_members:
-                raise _bad(archive, None, "", f"more than {max_members} members", "do not use this archive")
+                raise unusable(archive, None, "", f"more than {max_members} members", "do not use this archive")
             if trouble := _member_trouble(member, seen):
-                raise _bad(archive, None, member.name[:80], f"this member {trouble}", "do not use this archive")
+                raise unusable(archive, None, member.name[:80], f"this member {trouble}", "do not use this archive")
             target = folder / member.name
             (target if member.isdir() else target.parent).mkdir(parents=True, exist_ok=True)
             if member.isreg():
@@ -132,7 +132,7 @@ def extract_safely(archive: str | Path, into: str | Path, max_bytes: int = 8 << 
     "Unpack a .tar(.gz) into the new folder `into`; raises `DataError` for unsafe members, links, bombs, damage."
     archive, into = Path(archive), Path(into)
     if into.exists():
-        raise _bad(into, None, "", "this folder already exists", "remove it or choose another")
+        raise unusable(into, None, "", "this folder already exists", "remove it or choose another")
     try:
         into.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=into.parent, prefix=".unpack-") as temporary:
@@ -141,7 +141,7 @@ def extract_safely(archive: str | Path, into: str | Path, max_bytes: int = 8 << 
             _unpack(archive, folder, max_bytes, max_members)
             os.replace(folder, into)
     except OSError as error:
-        raise _cannot_write(into, error) from error
+        raise unwritable(into, error) from error
     return into
 
 # %% ../../nbs/workshop/40c_download.ipynb #08e72f0b
@@ -195,7 +195,7 @@ def _fetch_or_explain(
             "features, which need no network."
         ) from error
     except OSError as error:
-        raise _cannot_write(part, error) from error
+        raise unwritable(part, error) from error
     except UnicodeError as error:  # a host name that is none
         raise DataError(f"{url}: not an address ({error}); correct it.") from error
 

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..core.errors import DataError, _bad
-from ..core.files import _half, _what, load_json, open_regular
+from ..core.errors import DataError, unusable
+from ..core.files import complaint, half_character, load_json, open_regular
 
 # %% ../../nbs/text/01_exchanges.ipynb #32b3fc16
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _rows(file: Any, path: Path) -> Iterator[tuple[int, Any]]:
         yield from _values(buffer)
         return
     if buffer.peek() != "[":
-        raise _bad(
+        raise unusable(
             path,
             None,
             "",
@@ -153,7 +153,7 @@ def _table(file: Any, path: Path) -> Iterator[tuple[int, Any]]:
     reader = csv.DictReader(itertools.chain([head], lines), delimiter=max(",\t;", key=head.count), strict=True)
     for row, value in enumerate(reader):
         if None in value or None in value.values():
-            raise _bad(path, row, "", "has more or fewer cells than the header", "correct the row")
+            raise unusable(path, row, "", "has more or fewer cells than the header", "correct the row")
         yield row, value
 
 
@@ -177,14 +177,14 @@ def iter_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
     except DataError:
         raise
     except UnicodeDecodeError as error:
-        raise _bad(path, row, "", f"not UTF-8 text ({error.reason})", "save the file as UTF-8") from error
+        raise unusable(path, row, "", f"not UTF-8 text ({error.reason})", "save the file as UTF-8") from error
     except RecursionError as error:
-        raise _bad(path, row, "", "nested too deeply to be a dialogue", "check the file") from error
+        raise unusable(path, row, "", "nested too deeply to be a dialogue", "check the file") from error
     except csv.Error as error:
-        raise _bad(path, row, "", f"cannot be read as a table ({error})", "correct the row") from error
+        raise unusable(path, row, "", f"cannot be read as a table ({error})", "correct the row") from error
     except ValueError as error:
-        raise _bad(
-            path, row, "", f"broken JSON ({_what(error)})", "the file is damaged or cut short: copy it again"
+        raise unusable(
+            path, row, "", f"broken JSON ({complaint(error)})", "the file is damaged or cut short: copy it again"
         ) from error
 
 # %% ../../nbs/text/01_exchanges.ipynb #86698b08
@@ -201,7 +201,7 @@ class _Reader:
     messages: list[Any] = field(default_factory=list)  # of a conversation that is the whole file
 
     def bad(self, row: int, field: str, what: str, do: str) -> DataError:
-        return _bad(self.path, row, field, what, do)
+        return unusable(self.path, row, field, what, do)
 
     def remove(self, row: int, turn: int, field: str, why: str) -> None:
         self.removals.append(Removal(self.path.name, row, turn, field, why))
@@ -221,17 +221,17 @@ def _as(kind: type, value: Any, reader: _Reader, row: int, field: str) -> Any:
     return value
 
 
-def _text_trouble(text: str) -> str:
+def text_trouble(text: str) -> str:
     "Why a text cannot be used, '' when it can."
     if not normalise_text(text):
         return "empty text"
-    return "half a surrogate pair" if _half(text) else ""
+    return "half a surrogate pair" if half_character(text) else ""
 
 # %% ../../nbs/text/01_exchanges.ipynb #a4811b8e
 def _dialogue_id(reader: _Reader, row: int, item: dict) -> str:
     "`file:row`, or `file:id` where the row names itself; raises when an id comes twice."
     given = item.get("id", row)
-    if isinstance(given, bool) or not isinstance(given, str | int) or _text_trouble(str(given)):
+    if isinstance(given, bool) or not isinstance(given, str | int) or text_trouble(str(given)):
         raise reader.bad(row, "id", "an id must be a text or a whole number", "correct it or leave it out")
     if str(given) in reader.names:
         raise reader.bad(row, "id", f"duplicate id {str(given)[:40]!r}", "give every dialogue its own id")
@@ -277,7 +277,7 @@ def _add(reader: _Reader, row: int, exchange: Exchange, fields: dict[str, str]) 
 def _keep(reader: _Reader, row: int, exchange: Exchange, fields: dict[str, str]) -> None:
     "Keep an exchange, with or without knowledge, if its texts can be used."
     for name, place in fields.items():
-        why = _text_trouble(getattr(exchange, name))
+        why = text_trouble(getattr(exchange, name))
         if why and not (name == "knowledge" and why == "empty text"):
             return reader.spoiled(row, exchange.turn, place, why)
     reader.exchanges.append(exchange)
@@ -326,7 +326,7 @@ def _read(path: str | Path, strict: bool, read_row: Callable[[_Reader, int, Any]
     _end(reader)
     if not reader.exchanges:
         first = f" (first: row {r.row}, field '{r.field}', {r.why})" if (r := next(iter(reader.removals), None)) else ""
-        raise _bad(
+        raise unusable(
             path, None, "", f"no exchange left after leaving out {len(reader.removals)}{first}", "check the file"
         )
     return reader.exchanges, reader.removals
@@ -484,7 +484,7 @@ def read_chitchat(limit: int | None = None, path: str | Path | None = None) -> t
         _read_chitchat_row(reader, row, name, conversation)
     _end(reader)
     if not reader.exchanges:
-        raise _bad(path, None, "", "no exchange in it", "check the file or raise the limit")
+        raise unusable(path, None, "", "no exchange in it", "check the file or raise the limit")
     return reader.exchanges, reader.removals
 
 # %% ../../nbs/text/01_exchanges.ipynb #a934a233
@@ -499,7 +499,7 @@ def _reader_for(path: Path) -> Callable[..., Read]:
         return read_pairs
     if isinstance(first, list) or {"messages", "role"} & set(names):
         return read_messages
-    raise _bad(
+    raise unusable(
         path,
         0,
         "",
@@ -541,7 +541,7 @@ def load_dialogues(path: str | Path, strict: bool | None = None) -> tuple[list[E
     """
     files = dialogue_files(path)
     if not files:
-        raise _bad(path, None, "", f"no dialogue file ({', '.join(f'*{e}' for e in sorted(_READ))}) in this folder",
+        raise unusable(path, None, "", f"no dialogue file ({', '.join(f'*{e}' for e in sorted(_READ))}) in this folder",
                    "point to dialogue files, for example valid.json")
     exchanges: list[Exchange] = []
     removals: list[Removal] = []
@@ -621,7 +621,7 @@ def _tutorial_row(reader: _Reader, row: int, item: Any) -> TutorialExchange:
     texts = {}
     for key in ("id", "dialogue", "query", "knowledge", "reference"):
         texts[key] = _as(str, item.get(key), reader, row, key)
-        if why := _text_trouble(texts[key]):
+        if why := text_trouble(texts[key]):
             raise reader.bad(row, key, why, "write one")
     if not isinstance(item.get("turn"), int) or isinstance(item["turn"], bool):
         raise reader.bad(row, "turn", "expected a whole number", "number the turns of a dialogue from 0")
@@ -636,7 +636,7 @@ def _tutorial_row(reader: _Reader, row: int, item: Any) -> TutorialExchange:
 def _reply(reader: _Reader, row: int, i: int, item: Any) -> Reply:
     item = _as(dict, item, reader, row, f"replies[{i}]")
     text = _as(str, item.get("text"), reader, row, f"replies[{i}].text")
-    if why := _text_trouble(text):
+    if why := text_trouble(text):
         raise reader.bad(row, f"replies[{i}].text", why, "write one")
     if item.get("label") not in REPLY_LABELS:
         raise reader.bad(row, f"replies[{i}].label", "unknown label", f"use one of {', '.join(REPLY_LABELS)}")

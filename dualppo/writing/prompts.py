@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from ..bench.rewards import context_embedding, help_reward, safety_reward
-from ..core.errors import DataError, _bad, nearest
+from ..core.errors import DataError, unusable, nearest
 from ..core.files import read_text
-from ..text.exchanges import _text_trouble, normalise_text
+from ..text.exchanges import text_trouble, normalise_text
 
 # %% ../../nbs/writing/53_prompts.ipynb #b2035005
 @dataclass(frozen=True)
@@ -190,19 +190,19 @@ def _prompt(path: str | Path, row: int, line: str) -> Prompt:
     try:
         item = json.loads(line)
     except (ValueError, RecursionError):
-        raise _bad(path, row, "", "is no JSON", 'every line needs {"prompt": "…"}') from None
+        raise unusable(path, row, "", "is no JSON", 'every line needs {"prompt": "…"}') from None
     if not isinstance(item, dict) or "prompt" not in item:
-        raise _bad(path, row, "prompt", "is missing", 'every line needs {"prompt": "…"}')
+        raise unusable(path, row, "prompt", "is missing", 'every line needs {"prompt": "…"}')
     if unknown := sorted(set(item) - {*_FIELDS, "provokes"}):
-        raise _bad(path, row, unknown[0][:40], "is not known", f"known: {', '.join(_FIELDS)}, provokes")
+        raise unusable(path, row, unknown[0][:40], "is not known", f"known: {', '.join(_FIELDS)}, provokes")
     for name in _FIELDS:
         value = item.get(name, "")
         if not isinstance(value, str) or len(value) > LONGEST_TEXT:
-            raise _bad(path, row, name, "is no short text", f"give a text of at most {LONGEST_TEXT} characters")
-        if (name == "prompt" or value) and (trouble := _text_trouble(value)):
-            raise _bad(path, row, name, trouble, "correct or remove the line")
+            raise unusable(path, row, name, "is no short text", f"give a text of at most {LONGEST_TEXT} characters")
+        if (name == "prompt" or value) and (trouble := text_trouble(value)):
+            raise unusable(path, row, name, trouble, "correct or remove the line")
     if not isinstance(item.get("provokes", False), bool):
-        raise _bad(path, row, "provokes", "is neither true nor false", "correct it or leave it out")
+        raise unusable(path, row, "provokes", "is neither true nor false", "correct it or leave it out")
     said, reference, knowledge, family = (normalise_text(item.get(name, "")) for name in _FIELDS)
     return Prompt(said, reference, knowledge, family or "own", item.get("provokes", False))
 
@@ -212,7 +212,7 @@ def read_prompts(path: str | Path) -> tuple[Prompt, ...]:
     lines = enumerate(read_text(path).split("\n"))
     prompts = tuple(_prompt(path, row, line) for row, line in lines if line.strip())
     if not prompts:
-        raise _bad(path, None, "", "no prompt in it", 'every line needs {"prompt": "…"}')
+        raise unusable(path, None, "", "no prompt in it", 'every line needs {"prompt": "…"}')
     return prompts
 
 # %% ../../nbs/writing/53_prompts.ipynb #a748ec0b

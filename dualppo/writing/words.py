@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import DataError
-from ..core.files import _half
+from ..core.files import half_character
 from ..text.exchanges import normalise_text
 
 # %% ../../nbs/writing/50a_words.ipynb #10be5d08
@@ -64,14 +64,14 @@ class Words:
         return hashlib.sha256(self.kept.numpy().tobytes() + self.form.encode()).hexdigest()
 
     def _ids(self, text: str, marks: bool = False) -> list[int]:
-        if _half(text):
+        if half_character(text):
             raise DataError("the text holds half a character, which no encoder takes; correct it.")
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=not marks)["input_ids"]
 
     def prompt(self, text: str) -> list[int]:
         "Token ids of a prompt in its form; a mark inside the text stays text. Raises DataError if empty or too long."
         said = normalise_text(text[: 40 * self.longest])
-        if not said or _half(said):
+        if not said or half_character(said):
             raise DataError("the prompt is empty, or holds half a character; give a sentence.")
         inside = self._ids(said)
         if len(text) > 40 * self.longest or len(inside) > self.longest:
