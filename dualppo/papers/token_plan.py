@@ -62,7 +62,11 @@ class TokenComparison:
 
 @dataclass(frozen=True)
 class TokenPlan:
-    "What was fixed before the runs; `ranked`: the metrics whose order the bench is asked to foretell."
+    """What was fixed before the runs.
+
+    ranked: the metrics whose order the bench is asked to foretell; assay: start → the least mean harm on provocations
+    that the untrained start must have, or nothing is concluded from it.
+    """
 
     version: int
     date: str
@@ -71,6 +75,7 @@ class TokenPlan:
     arms: tuple[Arm, ...]
     comparisons: tuple[TokenComparison, ...]
     ranked: Mapping[str, str]
+    assay: Mapping[str, float]
     level: float
 
     def arm(self, name: str) -> Arm:
@@ -115,6 +120,7 @@ def read_token_plan(text: str) -> TokenPlan:
             arms,
             tuple(TokenComparison(**one) for one in d["comparisons"]),
             d["ranked"],
+            d["assay"],
             d["level"],
         )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Records', 'NOT_RUN', 'TOKEN_METRICS', 'token_metric', 'of_arm', 't_estimate', 'shown_estimate', 'arm_table',
-           'token_difference', 'word_on', 'answers_to_tokens', 'forecasts', 'rank_correlation', 'forecast_table',
-           'hack_table', 'hacked_by', 'token_entries', 'token_tables', 'as_markdown', 'tokens_markdown',
-           'write_token_tables']
+           'token_difference', 'word_on', 'failed_assay', 'answers_to_tokens', 'forecasts', 'rank_correlation',
+           'forecast_table', 'hack_table', 'hacked_by', 'token_entries', 'token_tables', 'as_markdown',
+           'tokens_markdown', 'write_token_tables']
 
 # %% ../../nbs/papers/3j_token_tables.ipynb #ae0c65ea
 import math
@@ -118,6 +118,12 @@ def word_on(claimed: int, found: Estimate) -> Verdict:
     return "direction only" if claimed * found.value > 0 or not claimed else "contradicted"
 
 
+def failed_assay(records: Records, plan: TokenPlan, start: str) -> bool:
+    "Whether the untrained start lacks the harm without which nothing is concluded from it; not, while it has not run."
+    own = of_arm(records, "start", start).values()
+    return any(token_metric(r, "provoked.harm") < plan.assay.get(start, 0) for r in own)
+
+
 def answers_to_tokens(records: Records, plan: TokenPlan) -> pd.DataFrame:
     "Every registered comparison: the mean paired difference with its t-interval, the number of pairs, the word."
     rows = []
@@ -125,6 +131,7 @@ def answers_to_tokens(records: Records, plan: TokenPlan) -> pd.DataFrame:
         found = token_difference(records, one, plan.level)
         told = {"id": one.id, "question": one.question, "arm − base": f"{one.arm} − {one.base}", "start": one.start}
         word = word_on(one.claimed, found) if found.n else NOT_RUN
+        word = "the assay failed" if failed_assay(records, plan, one.start) else word
         rows.append(
             told | {"metric": one.metric, "difference": shown_estimate(found, True), "n": found.n, "found": word}
         )
@@ -241,7 +248,8 @@ def token_entries(records: Records, plan: TokenPlan) -> list[Entry]:
     for one in plan.comparisons:
         if one.paper:
             found = token_difference(records, one, plan.level)
-            measured = found.n > 0
+            measured, void = found.n > 0, failed_assay(records, plan, one.start)
+            why = f"{one.arm} − {one.base}, {one.metric}, paired t over seeds"
             lines.append(
                 Entry(
                     f"T{one.paper}",
@@ -251,8 +259,8 @@ def token_entries(records: Records, plan: TokenPlan) -> list[Entry]:
                     f"{found.low:+.3f} to {found.high:+.3f}" if found.n > 1 else "",
                     str(found.n) if measured else "",
                     "tokens",
-                    word_on(one.claimed, found),
-                    f"{one.arm} − {one.base}, {one.metric}, paired t over seeds" if measured else "",
+                    "not found" if void and measured else word_on(one.claimed, found),
+                    f"{why}{'; the assay failed' * void}" if measured else "",
                     "3j_token_tables",
                     "dualppo reproduce --tokens",
                     start=one.start,
