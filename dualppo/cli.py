@@ -7,7 +7,7 @@ __all__ = ['Command', 'WIDE', 'PLAINLY', 'ABOUT', 'Reproduce', 'Train', 'Tables'
            'Methods', 'Build', 'Verify', 'Scores', 'Data', 'default_published', 'chosen_seeds', 'worker_count',
            'usable_settings', 'show_grid', 'named', 'count_line', 'tell', 'print_failures', 'plainly', 'show',
            'rows_of_figures', 'show_table', 'by_group', 'print_tables', 'parse_value', 'parse_changes', 'train_parser',
-           'train_overrides', 'quietly', 'parse', 'known_flags', 'dispatch', 'refusal', 'main']
+           'train_overrides', 'beside', 'quietly', 'parse', 'known_flags', 'dispatch', 'refusal', 'main']
 
 # %% ../nbs/workshop/43_cli.ipynb #63a90b1b
 import codecs
@@ -680,10 +680,15 @@ def _methods(console: Console) -> int:
     return 0
 
 
+def beside(path: Path, ending: str) -> Path:
+    "NAME + ending beside NAME.anything; a path without a name gets one that does not matter, for it is refused."
+    return path.parent / f"{path.stem}{ending}"
+
+
 def _data(args: Data, console: Console) -> int:
     "Build or verify a features file, or add scores to it."
     if isinstance(args.command, Scores):
-        out = args.command.out or args.command.features.with_suffix(".scored.safetensors")
+        out = args.command.out or beside(args.command.features, ".scored.safetensors")
         card = add_scores(args.command.features, args.command.table, out)
         console.print(Text(f"wrote {out} with scores of {', '.join(card['scores'])}"), soft_wrap=True)
         return 0

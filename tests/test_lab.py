@@ -20,6 +20,8 @@ from dualppo.bench.features import load_features
 from dualppo.core.errors import DataError
 from dualppo.losses.weights import balances
 from dualppo.methods.ppo import PPOConfig
+from dualppo.writing.cached_head import toy_policy
+from dualppo.writing.stored import save_writer
 from dualppo.policies.stored import StateForm, load_policy, load_ranker, save_policy
 from dualppo.text.encoders import encoder_identity
 from dualppo.policies.policy import make_policy
@@ -151,6 +153,27 @@ def test_a_stored_policy_is_as_large_as_its_tensors(tmp_path):
         save_policy(policy, path := tmp_path / f"{change}.safetensors")
         with pytest.raises(DataError, match="holds no policy .*(size mismatch|not finite)"):
             load_policy(path)
+
+
+def test_no_policy_is_written_over_a_strangers_file(tmp_path):
+    """Stored policies of both kinds, and through `train`, whose record would lie there, too."""
+    chooser, writer = make_policy("two_tower", 8, 4, hidden=3), toy_policy()
+    for save in (lambda path: save_policy(chooser, path), lambda path: save_writer(writer, path, "toy")):
+        path = tmp_path / "x.safetensors"
+        path.write_text("of the user")
+        with pytest.raises(DataError, match="was not written by this command"):
+            save(path)
+        assert path.read_text() == "of the user"
+        path.unlink()
+        save(path)
+        save(path)
+        path.unlink()
+    run = run_from({"method": "random", "seeds": [0], "overrides": {}})
+    record = job_path(tmp_path, run)
+    record.parent.mkdir(parents=True)
+    record.write_text('["of the user"]')
+    run_once(run, tmp_path)
+    assert '["of the user"]' in [path.read_text() for path in record.parent.iterdir() if path != record]
 
 
 def test_rank_on_the_command_line(tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 import time
 from dataclasses import replace
 
@@ -580,3 +581,34 @@ def test_mask_and_training_add_up_in_either_order():
     assert first == pytest.approx(-20) and last == pytest.approx(-17)
     assert first + harm["training, behind the mask"] == pytest.approx(harm["training, without the mask"] + last)
     assert tables.two_by_two([begun("similarity", None, 0.5)]) is None
+
+
+# ---- no stranger's file is written over
+
+
+def test_no_table_report_or_ledger_is_written_over_a_strangers_file(outputs, monkeypatch):
+    """Whatever the three commands write: in its place a file of the user's stays, and one sentence names it."""
+    from dualppo.papers import ledger
+    from dualppo.show import report
+
+    monkeypatch.setattr(tables, "to_png", lambda table: b"\x89PNG of a table")
+    monkeypatch.setattr(tables, "graph1", lambda records: b"\x89PNG of a graph")
+    doors = (
+        lambda: tables.write_tables(outputs, published=outputs),
+        lambda: report.write_report(outputs, folder="quick"),
+        lambda: ledger.write_ledger(outputs),
+    )
+    for door in doors:
+        before = {path for path in outputs.rglob("*") if path.is_file()}
+        door()
+        door()  # what it wrote itself it writes again
+        written = sorted({path for path in outputs.rglob("*") if path.is_file()} - before)
+        assert written, "it wrote nothing"
+        for path in written:
+            mine = path.read_bytes()
+            for foreign in (b"of the user", b""):
+                path.write_bytes(foreign)
+                with pytest.raises(DataError, match=re.escape(path.name)):
+                    door()
+                assert path.read_bytes() == foreign
+            path.write_bytes(mine)

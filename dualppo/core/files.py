@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCRATCH', 'LARGEST_FILE', 'LARGEST', 'LARGEST_JSON', 'CHECK_PATH', 'atomic_write', 'open_regular', 'read_bytes',
            'read_text', 'load_json', 'tail', 'table_rows', 'json_rows', 'write_sealed', 'read_sealed', 'sha256_of',
-           'not_over', 'may_write']
+           'not_over', 'may_write', 'renew']
 
 # %% ../../nbs/core/00b_files.ipynb #a315b885
 import contextlib
@@ -274,3 +274,18 @@ def may_write(path: str | Path, ours: Callable[[Path], bool], *inputs: str | Pat
         known = False
     if not known:
         raise DataError(f"{path}: is there, and was not written by this command; move it, or choose another name.")
+
+
+def renew(path: str | Path, content: str | bytes, begins: str) -> None:
+    """`atomic_write`, but over nothing except a file that begins so, as those do that were written here before.
+
+    Raises DataError where something else lies, or if it cannot be written.
+    """
+    start = begins.encode("latin-1")
+
+    def ours(there: Path) -> bool:
+        with open_regular(there) as file:
+            return file.read(len(start)) == start
+
+    may_write(path, ours)
+    atomic_write(path, content)

@@ -22,7 +22,7 @@ import pandas as pd
 
 from .claims import arithmetic, printed_value, texts, verdict
 from ..core.errors import DataError
-from ..core.files import atomic_write, load_json
+from ..core.files import load_json, renew
 from ..text.exchanges import OFFICIAL_TRAIN, PRINTED_COUNTS
 from ..bench.features import load_features
 from ..methods.modrl import SELF
@@ -655,7 +655,7 @@ def write_ledger(outputs: Path) -> Path:
         raise DataError(
             f"{outputs}: no run of the profiles {evidence.plan.profile} or quick; run dualppo reproduce first."
         )
-    atomic_write(
+    renew(
         outputs / "claims.json",
         to_json(
             {
@@ -663,8 +663,9 @@ def write_ledger(outputs: Path) -> Path:
                 "claims": [asdict(entry) for entry in ledger(evidence, records_at(outputs, "molma"))],
             }
         ),
+        '{\n "claims": [',
     )
-    atomic_write(outputs / "answers.csv", answers_table(evidence).to_csv(index=False))
+    renew(outputs / "answers.csv", answers_table(evidence).to_csv(index=False), "id,start,setting,")
     return outputs / "claims.json"
 
 

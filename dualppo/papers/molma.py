@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import DataError
-from ..core.files import atomic_write
+from ..core.files import renew
 from ..methods.modrl import SELF
 from .stats import paired
 from dualppo.papers.tables import (
+    BEGINS,
     NOT_YET,
     Cell,
     Table,
@@ -303,6 +304,6 @@ def write_molma(outputs: Path, folder: str) -> list[Path]:
                 written += write_table(table, outputs, folder)
         if graded_runs(records, setting).keys() & {"so_weighted", "molma", "molma_strong", "modrl_ppo"}:
             path = figures_folder(outputs, folder) / f"molma_scatter_{setting}.png"
-            atomic_write(path, figure_png(scatter_figure(records, setting)))
+            renew(path, figure_png(scatter_figure(records, setting)), BEGINS[".png"])
             written.append(path)
     return written

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'PAPER_COLUMNS', 'FACTS', 'LETTER', 'TITLES', 'Summary', 'ENDING', 'VIEW_LABELS', 'CORNERS', 'TABLE_STYLE',
-           'NOT_YET', 'TABLE1', 'base_name', 'title_of', 'tables_of', 'row_names', 'shown_tables', 'printed',
-           'one_folder', 'plain', 'short', 'records_at', 'row_of', 'read_runs', 'apart', 'united', 'shown_folder',
-           'per_seed', 'Cell', 'objectives_of', 'summarise', 'shown_metrics', 'wide', 'settings_of', 'Table',
-           'narrowed', 'inert', 'papers_data', 'caption', 'build_table', 'ending', 'minus', 'one_of_rows',
-           'difference_text', 'masks_table', 'two_by_two', 'markdown_safe', 'to_markdown', 'to_csv', 'tex_safe',
-           'to_tex', 'to_html', 'to_png', 'figure_png', 'graph1_table', 'graph1', 'compare', 'compare_table',
-           'tables_folder', 'figures_folder', 'write_table', 'write_tables', 'refresh', 'published_runs',
-           'comparison_note', 'summary_line', 'table_sections', 'findings', 'configuration', 'curves', 'mask_effect',
-           'examples']
+           'BEGINS', 'BEGINS_WIDE', 'NOT_YET', 'TABLE1', 'base_name', 'title_of', 'tables_of', 'row_names',
+           'shown_tables', 'printed', 'one_folder', 'plain', 'short', 'records_at', 'row_of', 'read_runs', 'apart',
+           'united', 'shown_folder', 'per_seed', 'Cell', 'objectives_of', 'summarise', 'shown_metrics', 'wide',
+           'settings_of', 'Table', 'narrowed', 'inert', 'papers_data', 'caption', 'build_table', 'ending', 'minus',
+           'one_of_rows', 'difference_text', 'masks_table', 'two_by_two', 'markdown_safe', 'to_markdown', 'to_csv',
+           'tex_safe', 'to_tex', 'to_html', 'to_png', 'figure_png', 'graph1_table', 'graph1', 'compare',
+           'compare_table', 'tables_folder', 'figures_folder', 'write_table', 'write_tables', 'refresh',
+           'published_runs', 'comparison_note', 'summary_line', 'table_sections', 'findings', 'configuration', 'curves',
+           'mask_effect', 'examples']
 
 # %% ../../nbs/papers/42_tables.ipynb #8e15138c
 import base64
@@ -38,7 +38,7 @@ from ..bench.open import EVERY_SETTING
 from .claims import PAPER
 from .stats import by_seed, paired, paired_interval
 from ..core.errors import DataError, nearest
-from ..core.files import atomic_write
+from ..core.files import renew
 from ..core.places import inside
 from ..text.exchanges import normalise_text
 from ..bench.features import GIVEN, REFUSALS, WIZARD, Features
@@ -945,6 +945,16 @@ def figures_folder(outputs: Path, folder: str) -> Path:
     return inside(outputs / "figures" if one_folder(folder) == "quick" else outputs / "figures" / folder, outputs)
 
 
+BEGINS = {  # how a file of each form begins, by which it is known as ours before it is written over
+    ".csv": "# ",
+    ".md": "**",
+    ".tex": "\\begin{table}",
+    ".html": '<!doctype html>\n<meta charset="utf-8">\n<title>',
+    ".png": "\x89PNG",
+}
+BEGINS_WIDE = "setting,method,"
+
+
 def write_table(table: Table, outputs: Path, folder: str, chart: bytes | None = None) -> list[Path]:
     """A table as csv, md, tex, html and png; returns the paths.
 
@@ -959,7 +969,7 @@ def write_table(table: Table, outputs: Path, folder: str, chart: bytes | None = 
         figures_folder(outputs, folder) / f"{table.name}.png": chart or to_png(table),
     }
     for path, content in forms.items():
-        atomic_write(path, content)
+        renew(path, content, BEGINS[path.suffix])
     return list(forms)
 
 # %% ../../nbs/papers/42_tables.ipynb #3008fe15
@@ -975,24 +985,26 @@ def write_tables(
     tables, written = tables_folder(outputs, folder), []
     for table in [build_table(name, records, against) for name in shown_tables(records)]:
         written += write_table(table, outputs, folder)
-        atomic_write(
+        renew(
             tables / f"{table.name}_wide.csv",
             wide(
                 summarise(records),
                 row_names(table.name, {r["method"] for r in records}),
                 table.name if papers_data(records) else None,
             ).to_csv(index=False),
+            BEGINS_WIDE,
         )
         written += [tables / f"{table.name}_wide.csv"]
     if "table2" in shown_tables(records):
         written += write_table(graph1_table(records), outputs, folder, graph1(records))
         beside = [table for table in (masks_table(records), two_by_two(records)) if table]
         written += [path for table in beside for path in write_table(table, outputs, folder)]
-    atomic_write(
+    renew(
         tables / "all_metrics.csv",
         wide(summarise(records), list(dict.fromkeys(r["method"] for r in records))).to_csv(index=False),
+        BEGINS_WIDE,
     )
-    atomic_write(outputs / "manifest.json", to_json(manifest(outputs)))
+    renew(outputs / "manifest.json", to_json(manifest(outputs)), '{\n "runs": [')
     written += [tables / "all_metrics.csv", outputs / "manifest.json"]
     return written + _write_comparison(records, published, folder, tables)
 
@@ -1001,7 +1013,7 @@ def refresh(outputs: Path, folder: str = "quick") -> None:
     "Table 2 and 3 as markdown only: what is kept up to date while runs end, because it takes no time."
     records = read_runs(outputs, folder)
     for name in shown_tables(records):
-        atomic_write(tables_folder(outputs, folder) / f"{name}.md", to_markdown(build_table(name, records)))
+        renew(tables_folder(outputs, folder) / f"{name}.md", to_markdown(build_table(name, records)), BEGINS[".md"])
 
 
 def _write_comparison(records: Sequence[Mapping], published: Path | None, folder: str, tables: Path) -> list[Path]:
@@ -1011,12 +1023,12 @@ def _write_comparison(records: Sequence[Mapping], published: Path | None, folder
         frame = compare(published_runs(published, folder), records, name)
         if frame.empty:
             continue
-        atomic_write(tables / f"{name}_compared.csv", frame.to_csv(index=False))
+        renew(tables / f"{name}_compared.csv", frame.to_csv(index=False), BEGINS_WIDE)
         texts = [
             to_markdown(compare_table(frame, name, comparison_note(records, published, folder), setting))
             for setting in dict.fromkeys(frame.setting)
         ]
-        atomic_write(tables / f"{name}_compared.md", "\n".join(texts))
+        renew(tables / f"{name}_compared.md", "\n".join(texts), BEGINS[".md"])
         written += [tables / f"{name}_compared.csv", tables / f"{name}_compared.md"]
     return written
 

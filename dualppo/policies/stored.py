@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import DataError
-from ..core.files import atomic_write
+from ..core.files import atomic_write, may_write
 from ..bench import features
 from ..core.tensors import read_tensors, safetensors_bytes
 from ..bench.masking import safe_set, mask_logits
@@ -46,7 +46,7 @@ class StateForm:
 def save_policy(policy: Policy, path: Path, form: StateForm | None = None) -> None:
     """Write a policy that `make_policy` made, and what its states were made of; without it, it cannot rank texts.
 
-    Raises DataError if the file cannot be written.
+    Raises DataError if the file cannot be written, or something else lies there.
     """
     tensors, notes = dict(policy.state_dict()), {"policy": json.dumps(policy.made, sort_keys=True)}
     if form:
@@ -54,6 +54,7 @@ def save_policy(policy: Policy, path: Path, form: StateForm | None = None) -> No
         notes["state"] = json.dumps(words, sort_keys=True)
         if form.scale:
             tensors |= {"state/mean": form.scale.mean, "state/std": form.scale.std}
+    may_write(path, lambda there: "policy" in read_tensors(there)[1])
     atomic_write(path, safetensors_bytes(tensors, notes))
 
 

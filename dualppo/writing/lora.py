@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import DataError
-from ..core.files import atomic_write
+from ..core.files import atomic_write, may_write
 from ..core.tensors import read_tensors, safetensors_bytes
 from .llama import NAMES, PARTS, Layer, Llama, Lora
 
@@ -105,7 +105,7 @@ def save_adapter(
 ) -> None:
     """Write an adapter whose first layer is layer `split` of the model; `kept` are the tokens its policy writes.
 
-    Raises DataError if it cannot be written.
+    Raises DataError if it cannot be written, or something else lies there.
     """
     tensors = {} if kept is None else {"kept": kept.int()}
     for i, layer in enumerate(adapter.layers):
@@ -120,6 +120,7 @@ def save_adapter(
         "scale": adapter.scale,
         "notes": dict(notes),
     }
+    may_write(path, lambda there: "adapter" in read_tensors(there)[1])
     atomic_write(path, safetensors_bytes(tensors, {"adapter": json.dumps(own, sort_keys=True)}))
 
 
