@@ -90,8 +90,8 @@ class Reproduce:
     run), OUTPUTS/notebooks (one executed notebook per run), OUTPUTS/tables, OUTPUTS/figures.
     """
 
-    # the policy that writes: the registered grid of a small language model in place of the bench's, about three hours
-    # on two cores (extras `build` and `writing`); of the other options only --methods (arms), --start (base, mild,
+    # the policy that writes: the registered grid of a small language model in place of the bench's, hours on two
+    # cores (extras `build` and `writing`); of the other options only --methods (arms), --start (base, mild,
     # harmful), --workers, --outputs and --published count
     tokens: bool = False
     # whose tables: learned reward weighting (seed 000), or MOLMA (seed 003)

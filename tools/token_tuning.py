@@ -42,7 +42,8 @@ def main() -> None:
             }
             rows.append({"method": name, "lr": lr, **{k: f"{v:.4f}" for k, v in figures.items()}, "cpu_s": spent})
         best = max(rows, key=lambda row: float(row["average"]))
-        kept = [row for row in kept if row["method"] != name] + [r | {"chosen": "yes" * (r is best)} for r in rows]
+        new = [row | {"chosen": "yes" * (row is best and name != UNTRAINED)} for row in rows]
+        kept = [row for row in kept if row["method"] != name] + new
         text = io.StringIO()
         out = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         out.writeheader()

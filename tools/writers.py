@@ -2,7 +2,7 @@
 
     python tools/writers.py mild              train the mild start anew into dualppo/assets/writers/mild.safetensors
     python tools/writers.py gate              outputs/published/tokens/gate.csv, from which the gate τ_rel was read
-    python tools/writers.py aligned OUTPUTS   copy the policies of seed 0 of the arms from the mild start
+    python tools/writers.py publish OUTPUTS   copy records, write tables, store the headline arms' policies of seed 0
 """
 
 import shutil
@@ -13,11 +13,15 @@ from pathlib import Path
 import torch
 
 from dualppo.core.files import atomic_write
+from dualppo.papers.token_plan import token_plan
+from dualppo.papers.token_tables import write_token_tables
+from dualppo.runs.tokens import read_token_record
 from dualppo.text.encoders import MiniLM
 from dualppo.writing.starts import gate_table, smollm2_place, start_adapter, taught_start
 from dualppo.writing.stored import save_writer, writer_asset
 
-GATE = Path(__file__).resolve().parent.parent / "outputs" / "published" / "tokens" / "gate.csv"
+PUBLISHED = Path(__file__).resolve().parent.parent / "outputs" / "published"
+GATE = PUBLISHED / "tokens" / "gate.csv"
 GRID = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
 
 
@@ -39,11 +43,20 @@ def gate() -> None:
     atomic_write(GATE, "\n".join(lines) + "\n")
 
 
-def aligned(outputs: Path) -> None:
-    for path in sorted(outputs.glob("tokens/mild/*.seed0.policy.safetensors")):
-        shutil.copy(path, writer_asset(path.name.split(".")[0]))
+def publish(outputs: Path) -> None:
+    """What runs left: records and tables, and the policies of seed 0 of the headline arms from the mild start."""
+    for path in sorted(outputs.glob("tokens/*/*.json")):
+        if read_token_record(path):
+            target = PUBLISHED / path.relative_to(outputs)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    write_token_tables(PUBLISHED, PUBLISHED)
+    for arm in token_plan().arms:
+        policy = outputs / "tokens" / "mild" / f"{arm.name}.seed0.policy.safetensors"
+        if arm.seeds.get("mild", 0) >= 5 and policy.is_file():
+            shutil.copy(policy, writer_asset(arm.name))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"mild": mild, "gate": gate, "aligned": lambda: aligned(Path(sys.argv[2]))}[sys.argv[1]]()
+    {"mild": mild, "gate": gate, "publish": lambda: publish(Path(sys.argv[2]))}[sys.argv[1]]()
