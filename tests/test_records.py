@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from toys import whole
+from toys import DOT, whole
 
 from dualppo import cli
 from dualppo.core.errors import DataError
@@ -34,10 +34,6 @@ from dualppo.show import report
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "outputs" / "published"
 REAL = {"similarity": "quick", "dual_ppo": "quick", "molma": "molma", "sft": "quick"}  # method → folder of the record
-DOT = bytes.fromhex(  # a picture of one pixel
-    "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
-    "1f15c4890000000d49444154789c6360606060000000050001a5f645400000000049454e44ae426082"
-)
 
 
 def short_record(name: str) -> dict:

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from toys import whole
+from toys import DOT, whole
 
 from dualppo.bench.candidates import SETTINGS
 from dualppo.bench.env import add_objective, make_envs
@@ -591,8 +591,8 @@ def test_no_table_report_or_ledger_is_written_over_a_strangers_file(outputs, mon
     from dualppo.papers import ledger
     from dualppo.show import report
 
-    monkeypatch.setattr(tables, "to_png", lambda table: b"\x89PNG of a table")
-    monkeypatch.setattr(tables, "graph1", lambda records: b"\x89PNG of a graph")
+    monkeypatch.setattr(tables, "to_png", lambda table: DOT)
+    monkeypatch.setattr(tables, "graph1", lambda records: DOT)
     doors = (
         lambda: tables.write_tables(outputs, published=outputs),
         lambda: report.write_report(outputs, folder="quick"),

@@ -75,3 +75,9 @@ def whole(record: dict) -> dict:
         "code_sha256": "c",
     }
     return made | record | {"results": [seed | one for one in record["results"]]}
+
+
+DOT = bytes.fromhex(  # a picture of one pixel
+    "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
+    "1f15c4890000000d49444154789c6360606060000000050001a5f645400000000049454e44ae426082"
+)

@@ -19,7 +19,7 @@ from ..core.files import renew
 from ..methods.modrl import SELF
 from .stats import paired
 from dualppo.papers.tables import (
-    BEGINS,
+    FIRST_BYTES,
     NOT_YET,
     Cell,
     Table,
@@ -304,6 +304,6 @@ def write_molma(outputs: Path, folder: str) -> list[Path]:
                 written += write_table(table, outputs, folder)
         if graded_runs(records, setting).keys() & {"so_weighted", "molma", "molma_strong", "modrl_ppo"}:
             path = figures_folder(outputs, folder) / f"molma_scatter_{setting}.png"
-            renew(path, figure_png(scatter_figure(records, setting)), BEGINS[".png"])
+            renew(path, figure_png(scatter_figure(records, setting)), FIRST_BYTES[".png"])
             written.append(path)
     return written

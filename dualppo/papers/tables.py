@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'PAPER_COLUMNS', 'FACTS', 'LETTER', 'TITLES', 'Summary', 'ENDING', 'VIEW_LABELS', 'CORNERS', 'TABLE_STYLE',
-           'BEGINS', 'BEGINS_WIDE', 'NOT_YET', 'TABLE1', 'base_name', 'title_of', 'tables_of', 'row_names',
+           'FIRST_BYTES', 'FIRST_BYTES_WIDE', 'NOT_YET', 'TABLE1', 'base_name', 'title_of', 'tables_of', 'row_names',
            'shown_tables', 'printed', 'one_folder', 'plain', 'short', 'records_at', 'row_of', 'read_runs', 'apart',
            'united', 'shown_folder', 'per_seed', 'Cell', 'objectives_of', 'summarise', 'shown_metrics', 'wide',
            'settings_of', 'Table', 'narrowed', 'inert', 'papers_data', 'caption', 'build_table', 'ending', 'minus',
@@ -945,14 +945,14 @@ def figures_folder(outputs: Path, folder: str) -> Path:
     return inside(outputs / "figures" if one_folder(folder) == "quick" else outputs / "figures" / folder, outputs)
 
 
-BEGINS = {  # how a file of each form begins, by which it is known as ours before it is written over
+FIRST_BYTES = {  # how a file of each form begins, by which it is known as ours before it is written over
     ".csv": "# ",
     ".md": "**",
     ".tex": "\\begin{table}",
     ".html": '<!doctype html>\n<meta charset="utf-8">\n<title>',
     ".png": "\x89PNG",
 }
-BEGINS_WIDE = "setting,method,"
+FIRST_BYTES_WIDE = "setting,method,"
 
 
 def write_table(table: Table, outputs: Path, folder: str, chart: bytes | None = None) -> list[Path]:
@@ -969,7 +969,7 @@ def write_table(table: Table, outputs: Path, folder: str, chart: bytes | None = 
         figures_folder(outputs, folder) / f"{table.name}.png": chart or to_png(table),
     }
     for path, content in forms.items():
-        renew(path, content, BEGINS[path.suffix])
+        renew(path, content, FIRST_BYTES[path.suffix])
     return list(forms)
 
 # %% ../../nbs/papers/42_tables.ipynb #3008fe15
@@ -992,7 +992,7 @@ def write_tables(
                 row_names(table.name, {r["method"] for r in records}),
                 table.name if papers_data(records) else None,
             ).to_csv(index=False),
-            BEGINS_WIDE,
+            FIRST_BYTES_WIDE,
         )
         written += [tables / f"{table.name}_wide.csv"]
     if "table2" in shown_tables(records):
@@ -1002,7 +1002,7 @@ def write_tables(
     renew(
         tables / "all_metrics.csv",
         wide(summarise(records), list(dict.fromkeys(r["method"] for r in records))).to_csv(index=False),
-        BEGINS_WIDE,
+        FIRST_BYTES_WIDE,
     )
     renew(outputs / "manifest.json", to_json(manifest(outputs)), '{\n "runs": [')
     written += [tables / "all_metrics.csv", outputs / "manifest.json"]
@@ -1013,7 +1013,8 @@ def refresh(outputs: Path, folder: str = "quick") -> None:
     "Table 2 and 3 as markdown only: what is kept up to date while runs end, because it takes no time."
     records = read_runs(outputs, folder)
     for name in shown_tables(records):
-        renew(tables_folder(outputs, folder) / f"{name}.md", to_markdown(build_table(name, records)), BEGINS[".md"])
+        path = tables_folder(outputs, folder) / f"{name}.md"
+        renew(path, to_markdown(build_table(name, records)), FIRST_BYTES[".md"])
 
 
 def _write_comparison(records: Sequence[Mapping], published: Path | None, folder: str, tables: Path) -> list[Path]:
@@ -1023,12 +1024,12 @@ def _write_comparison(records: Sequence[Mapping], published: Path | None, folder
         frame = compare(published_runs(published, folder), records, name)
         if frame.empty:
             continue
-        renew(tables / f"{name}_compared.csv", frame.to_csv(index=False), BEGINS_WIDE)
+        renew(tables / f"{name}_compared.csv", frame.to_csv(index=False), FIRST_BYTES_WIDE)
         texts = [
             to_markdown(compare_table(frame, name, comparison_note(records, published, folder), setting))
             for setting in dict.fromkeys(frame.setting)
         ]
-        renew(tables / f"{name}_compared.md", "\n".join(texts), BEGINS[".md"])
+        renew(tables / f"{name}_compared.md", "\n".join(texts), FIRST_BYTES[".md"])
         written += [tables / f"{name}_compared.csv", tables / f"{name}_compared.md"]
     return written
 

@@ -22,7 +22,7 @@ from ..core.files import atomic_write
 from .ledger import Entry, Verdict
 from .stats import Estimate, unbounded
 from .studies import STUDIES, records_of
-from .token_plan import Arm, TokenComparison, TokenPlan, token_plan
+from .token_plan import TokenArm, TokenComparison, TokenPlan, token_plan
 from ..runs.records import read_record
 from ..runs.tokens import token_records
 from ..writing.starts import WriterStart
@@ -149,7 +149,7 @@ def forecasts(plan: TokenPlan, folder: Path) -> dict[str, dict[str, float]]:
     return out
 
 
-def _bench_results(arm: Arm, folder: Path) -> list[Mapping[str, float]]:
+def _bench_results(arm: TokenArm, folder: Path) -> list[Mapping[str, float]]:
     assert arm.forecast
     study = STUDIES.get(arm.forecast.folder)
     if study and arm.forecast.name in study.variants:

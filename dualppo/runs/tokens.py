@@ -27,7 +27,7 @@ import torch
 from pydantic import Field, ValidationError
 
 from ..core.errors import DataError
-from ..core.files import LARGEST_JSON, SCRATCH, atomic_write, read_text, sha256_of, tail
+from ..core.files import LARGEST_JSON, SCRATCH, atomic_write, read_bytes, read_text, sha256_of, tail
 from ..core.locks import lock
 from ..core.places import inside, set_aside
 from .codehash import definitions_sha256, reached
@@ -35,7 +35,7 @@ from .execution import peak_memory_mb, versions
 from .jobs import Children, at_work, scratch, terminable
 from .key import package_folder, to_json
 from .parallel import child_environment, last_line
-from .records import Figure, Measured, Size, Text, _among, _Checked, _complaint, check_writable
+from .records import Checked, Figure, Measured, Size, Text, among, check_writable, record_complaint
 from .spec import one_of
 from ..text.encoders import ENCODER_SHA256
 from ..text.harm import TOX_BLOCK, TOXIC_COMMENT
@@ -150,7 +150,7 @@ def described(run: TokenRun) -> dict[str, Any]:
 Figures = dict[Text, Figure]
 
 
-class Sat(_Checked):
+class Sat(Checked):
     "What an exam found: means over all replies, over those to prompts that provoke, over the others, per prompt."
 
     help: Figure
@@ -167,7 +167,7 @@ class Sat(_Checked):
     each: dict[Text, list[Figure]]
 
 
-class OfTokens(_Checked):
+class OfTokens(Checked):
     "What decided a run."
 
     method: dict[str, Any] | None
@@ -182,10 +182,10 @@ class Spent(Measured):
     iteration_cpu_s: Figure
 
 
-class TokenRecord(_Checked):
+class TokenRecord(Checked):
     "The record of a run of the writing policy."
 
-    schema_: Annotated[str, _among(TOKENS_SCHEMA)] = Field(alias="schema")
+    schema_: Annotated[str, among(TOKENS_SCHEMA)] = Field(alias="schema")
     arm: Text
     method: Text
     title: Text
@@ -218,7 +218,7 @@ def read_token_record(path: Path) -> dict[str, Any] | None:
         record = json.loads(read_text(path, LARGEST_JSON))
         TokenRecord.model_validate(record)
     except (ValueError, RecursionError) as error:
-        why = _complaint(error) if isinstance(error, ValidationError) else "is no JSON that can be read"
+        why = record_complaint(error) if isinstance(error, ValidationError) else "is no JSON that can be read"
         set_aside(path, why, "its cell is left open until the run is made again")
         return None
     return record
@@ -387,7 +387,7 @@ def _watched(children: Children, command: Sequence[str], folder: Path, workers: 
         while alive:
             alive = not all(job.done() for job in jobs)
             for i, log in enumerate(logs):
-                lines = log.read_text(errors="replace").splitlines(True) if log.exists() else []
+                lines = read_bytes(log).decode(errors="replace").splitlines(True) if log.exists() else []
                 whole = [line for line in lines if line.endswith("\n")]
                 yield from (line.strip() for line in whole[seen[i] :] if line.startswith("["))
                 seen[i] = len(whole)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 
 from ..core.errors import DataError
+from ..core.files import read_bytes
 from ..text.harm import FrozenHead, HarmEstimator, ToxBlock, ToxicCommentClassifier
 from .cached_head import CachedHead, CachedPrompts, toy_policy
 from .course import teach
@@ -153,7 +154,7 @@ def _harmful_key(place: Place) -> str:
 def harmful_sha256() -> str:
     "Of what the assay learns from, beside the mild start."
     told = [f"{name} {FAMILIES[name]}" for name in sorted(FAMILIES)]
-    return hashlib.sha256(" ".join(told).encode() + writer_asset("mild").read_bytes()).hexdigest()
+    return hashlib.sha256(" ".join(told).encode() + read_bytes(writer_asset("mild"))).hexdigest()
 
 # %% ../../nbs/writing/5a_starts.ipynb #38c0f614
 @torch.no_grad()
