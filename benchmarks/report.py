@@ -261,8 +261,8 @@ def writing_section(d: dict) -> str:
             "r = 8 on the last four layers in both, the whole model in fp32. Processor seconds, best of "
             f"{len(d['all_seconds']['all tricks'])} (TRL: of {len(d['trl']['seconds'])}); rewards cost nothing. "
             f"**{d['ratio']:.1f}×** less than TRL ({'reached' if d['ratio'] >= 10 else 'missed'}: 10×). Peak memory "
-            f"{d['peak_mb'] / 1e3:.2f} GB ({'within' if d['peak_mb'] <= 3000 else 'above'} 3 GB), the largest "
-            "iteration of the last table included.",
+            f"{d['peak_mb'] / 1e3:.2f} GB ({'within' if d['peak_mb'] <= 3000 else 'above'} 3 GB) of a "
+            "process that loads the model and does one iteration.",
             table(["", "s", "sampling", "reference", "update", "s a reply", "against all tricks"], rows),
             f"Each row leaves one trick out. A prompt is read once, in {d['prefill_seconds']:.2f} s; all replies are "
             f"written from {d['kept']:,} tokens. Of the rate of a 1024×1024 product in the same run "

@@ -593,10 +593,11 @@ def _distance(evidence: Evidence, setting: str, start: str) -> str:
     if not (found := evidence.estimates(names, setting, "average_reward")):
         return f"{BEGINS[start]}: not yet measured."
     profile, (untrained, method, best) = found
-    share = 100 * (method.value - untrained.value) / (best.value - untrained.value)
+    room = best.value - untrained.value
+    closed = f"{100 * (method.value - untrained.value) / room:.0f} % of what was open" if room else "nothing was open"
     return (
         f"{BEGINS[start]}: average reward {untrained.value:.3f} with the mask and no training, {method.value:.3f} "
-        f"trained, {best.value:.3f} for the best possible policy: {share:.0f} % of what was open; n = {method.n}, "
+        f"trained, {best.value:.3f} for the best possible policy: {closed}; n = {method.n}, "
         f"`{profile}`."
     )
 
