@@ -106,6 +106,11 @@ def test_another_opener_would_be_seen(line):
     assert not list(openings("read_text(path); read_bytes(path); open_regular(path)"))
 
 
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "x/\udfff\ud800"])
+def test_a_name_that_no_file_can_have_is_refused(name):
+    assert "no path holds" in refusal(lambda: files.read_text(name))
+
+
 # ---- whatever lies there
 
 

@@ -8,7 +8,7 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent
 HOSTILE, DATA, RECORDS, PROJECT = "test_hostile", "test_data", "test_records", "test_project"
-READERS, OWN = "test_readers", "test_own_data"
+READERS, OWN, TABLES, LAB = "test_readers", "test_own_data", "test_tables", "test_lab"
 
 # The beginning of a sentence → (file, test) …
 PROMISES = {
@@ -77,6 +77,10 @@ PROMISES = {
     "`data build` and `data scores` write over nothing": [
         (OWN, "test_an_input_is_never_written_over"),
         (OWN, "test_a_foreign_file_at_an_output_stays"),
+    ],
+    "Tables, pictures, report, ledger and stored policies": [
+        (TABLES, "test_no_table_report_or_ledger_is_written_over_a_strangers_file"),
+        (LAB, "test_no_policy_is_written_over_a_strangers_file"),
     ],
     "Cells of `NAME.replies.csv`": [(OWN, "test_no_cell_is_a_formula")],
     "Text from outside is escaped": [(HOSTILE, "test_reports_are_inert_whatever_the_data_is_called")],
