@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Text', 'Figure', 'Size', 'Rates', 'Metrics', 'data_folder', 'profile_folder', 'job_path', 'notebook_path', 'among',
            'Checked', 'Configured', 'OfData', 'Measured', 'Epoch', 'Example', 'Choices', 'Judged', 'OfSeed',
-           'RunRecord', 'record_complaint', 'read_record', 'finished', 'is_done', 'missing', 'Unfinished',
-           'policy_path', 'forget', 'stored_policy', 'default_outputs', 'check_writable', 'manifest']
+           'RunRecord', 'read_record', 'finished', 'is_done', 'missing', 'Unfinished', 'policy_path', 'forget',
+           'stored_policy', 'default_outputs', 'check_writable', 'manifest']
 
 # %% ../../nbs/workshop/41c_records.ipynb #193fdbd1
 import functools
@@ -262,7 +262,7 @@ class RunRecord(Checked):
         return self
 
 # %% ../../nbs/workshop/41c_records.ipynb #1798dd7c
-def record_complaint(error: Exception) -> str:
+def _complaint(error: Exception) -> str:
     "What is wrong with a record: the first field that does not fit, or why it is no JSON."
     if not isinstance(error, ValidationError):
         return "is no JSON that can be read"
@@ -272,8 +272,8 @@ def record_complaint(error: Exception) -> str:
     return f"is no record ({field + ': ' if field else ''}{said[:1].lower()}{said[1:]})"
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
-    """A record as it stands in its file, in the form of `RunRecord`; None if there is none.
+def read_record(path: Path, form: type[BaseModel] = RunRecord) -> dict[str, Any] | None:
+    """A record as it stands in its file, in the form of `RunRecord` or another; None if there is none.
 
     None as well for a file that is no record, which is set aside with a sentence on stderr.
     """
@@ -281,9 +281,9 @@ def read_record(path: Path) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(read_text(path, LARGEST_JSON))
-        RunRecord.model_validate(record)
+        form.model_validate(record)
     except (ValueError, RecursionError) as error:
-        set_aside(path, record_complaint(error), "its cell is left open until the run is made again")
+        set_aside(path, _complaint(error), "its cell is left open until the run is made again")
         return None
     return record
 

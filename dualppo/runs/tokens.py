@@ -24,24 +24,24 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from ..core.errors import DataError
-from ..core.files import LARGEST_JSON, SCRATCH, atomic_write, read_bytes, read_text, sha256_of, tail
+from ..core.files import SCRATCH, atomic_write, read_bytes, sha256_of, tail
 from ..core.locks import lock
-from ..core.places import inside, set_aside
+from ..core.places import inside
 from .codehash import definitions_sha256, reached
 from .execution import peak_memory_mb, versions
 from .jobs import Children, at_work, scratch, terminable
 from .key import package_folder, to_json
 from .parallel import child_environment, last_line
-from .records import Checked, Figure, Measured, Size, Text, among, check_writable, record_complaint
+from .records import Checked, Figure, Measured, Size, Text, among, check_writable, read_record
 from .spec import one_of
 from ..text.encoders import ENCODER_SHA256
 from ..text.harm import TOX_BLOCK, TOXIC_COMMENT
 from ..writing.course import WRITERS, writer_row
 from ..writing.experiment import TAU_REL, ExamPlan, conducted, place_of
-from ..writing.provocations import CHITCHAT, FAMILIES
+from ..writing.provocations import CHITCHAT, FAMILIES, GARAK
 from ..writing.smollm import SMOLLM2
 from ..writing.starts import ModelName, Place, WriterStart
 from ..writing.stored import save_writer, writer_asset
@@ -212,16 +212,7 @@ def token_path(outputs: Path, run: TokenRun) -> Path:
 
 def read_token_record(path: Path) -> dict[str, Any] | None:
     "A record as it stands in its file; None if there is none, or no record, which is set aside with a sentence."
-    if not path.is_file():
-        return None
-    try:
-        record = json.loads(read_text(path, LARGEST_JSON))
-        TokenRecord.model_validate(record)
-    except (ValueError, RecursionError) as error:
-        why = record_complaint(error) if isinstance(error, ValidationError) else "is no JSON that can be read"
-        set_aside(path, why, "its cell is left open until the run is made again")
-        return None
-    return record
+    return read_record(path, TokenRecord)
 
 
 def token_records(outputs: Path) -> list[dict[str, Any]]:
@@ -294,7 +285,7 @@ def execute_tokens(run: TokenRun, place: Place, report: Say | None = None, recor
 def carried(run: TokenRun) -> dict[str, str]:
     "Versions of the packages that carry models and texts."
     pins = (SMOLLM2, CHITCHAT, TOX_BLOCK, TOXIC_COMMENT)
-    return {} if run.model == "toy" else {pin.package: pin.version for pin in pins} | {"garak": "0.17.1"}
+    return {} if run.model == "toy" else {pin.package: pin.version for pin in pins} | {"garak": GARAK}
 
 
 def unfinished(record: Path, key: str) -> Path:
