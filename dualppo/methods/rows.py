@@ -49,7 +49,8 @@ class Method:
     """A row: `name`, printed `title`, what it is (`about`), its configuration, what it sees (`env`), its tables.
 
     `tables` names the tables in which the row stands ("table2", "table3", "molma"); `paper` is the paper's row it
-    answers to; `letter` holds fields of its configuration that differ when its heads are random, such as a rate.
+    answers to; `letter` holds fields of its configuration that differ when its heads are random, such as a rate;
+    `source` is where its objective is printed, `documents` are the seed documents that name it.
     """
 
     name: str
@@ -60,6 +61,8 @@ class Method:
     tables: tuple[str, ...] = ()
     paper: str | None = None
     letter: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
+    documents: tuple[str, ...] = ()
 
     @property
     def trained(self) -> bool:
@@ -132,10 +135,12 @@ def _with_modes(
     modes: tuple[AdvantageMode, ...] = ("literal", "bandit"),
     env: EnvConfig = EnvConfig(),
     rates: tuple[float, float] = DUAL_RATES,
+    said: tuple[str, tuple[str, ...]] = ("seed 000 Alg. 1", ("000",)),
 ) -> list[Method]:
     """One method per advantage mode; the literal one carries the plain name and Table 1's rate.
 
-    The others have `rates` (similarity, letter): an ablation those of what it is an ablation of.
+    The others have `rates` (similarity, letter): an ablation those of what it is an ablation of. `said`: source and
+    documents.
     """
     return [
         Method(
@@ -147,6 +152,7 @@ def _with_modes(
             tables,
             paper,
             {} if mode == "literal" else {"policy_lr": rates[1]},
+            *said,
         )
         for mode in modes
     ]
@@ -160,15 +166,34 @@ def _baselines() -> list[Method]:
     "SFT and DPO, as the paper has them and inside the proposal's mask, in training and at test."
     sft, dpo = SFTConfig(lr=SFT_RATES[0]), DPOConfig(lr=DPO_RATES[0], sft_lr=SFT_RATES[0])
     begun, pairs = {"lr": SFT_RATES[1]}, {"lr": DPO_RATES[1], "sft_lr": SFT_RATES[1]}
+    cloned, preferred = ("seed 000 §4.C", ("000", "001")), ("arXiv:2305.18290 eq. 7", ("000", "001", "002"))
     rows = (
-        ("sft", "SFT", "cross-entropy to the human's reply", sft, "SFT", begun),
-        ("dpo", "DPO", "pairs by Average Reward, reference policy SFT", dpo, "DPO", pairs),
-        ("sft_inside", "SFT inside the mask", "masked in training and at test", replace(sft, mask="on"), None, begun),
-        ("dpo_inside", "DPO inside the mask", "pairs of allowed replies only", replace(dpo, mask="on"), None, pairs),
+        ("sft", "SFT", "cross-entropy to the human's reply", sft, "SFT", begun, *cloned),
+        ("dpo", "DPO", "pairs by Average Reward, reference policy SFT", dpo, "DPO", pairs, *preferred),
+        (
+            "sft_inside",
+            "SFT inside the mask",
+            "masked in training and at test",
+            replace(sft, mask="on"),
+            None,
+            begun,
+            *cloned,
+        ),
+        (
+            "dpo_inside",
+            "DPO inside the mask",
+            "pairs of allowed replies only",
+            replace(dpo, mask="on"),
+            None,
+            pairs,
+            *preferred,
+        ),
     )
     return [
-        Method(name, title, about, config, tables=("table2",), paper=paper, letter=letter)
-        for name, title, about, config, paper, letter in rows
+        Method(
+            name, title, about, config, tables=("table2",), paper=paper, letter=letter, source=source, documents=named
+        )
+        for name, title, about, config, paper, letter, source, named in rows
     ]
 
 # %% ../../nbs/methods/40_methods.ipynb #90ffb5d4
@@ -183,6 +208,7 @@ def _molma() -> list[Method]:
 
     Longer than a screen because it is the table: a call or an entry a row, and nothing is computed.
     """
+    named: Any = {"source": "seed 003 §4", "documents": ("003",)}
     single = {
         "so_help": ("SOhelp", "RMhelp alone"),
         "so_safe": ("SOsafe", "RMsafe alone"),
@@ -233,7 +259,7 @@ def _molma() -> list[Method]:
     }
     return [
         *(
-            Method(name, title, about, rivals(MODRL_CONFIG)[name], tables=("molma",), paper=title)
+            Method(name, title, about, rivals(MODRL_CONFIG)[name], tables=("molma",), paper=title, **named)
             for name, (title, about) in single.items()
         ),
         Method(
@@ -243,8 +269,12 @@ def _molma() -> list[Method]:
             replace(MODRL_CONFIG, rivals=True),
             tables=("molma",),
             paper="MOLMA",
+            **named,
         ),
-        *(Method(name, title, about, config, tables=("molma",)) for name, (title, about, config) in more.items()),
+        *(
+            Method(name, title, about, config, tables=("molma",), **named)
+            for name, (title, about, config) in more.items()
+        ),
     ]
 
 # %% ../../nbs/methods/40_methods.ipynb #02aec14b
@@ -287,10 +317,17 @@ def _row(
     env: Mapping[str, Any] = {},
     tables: Sequence[str] = (),
     paper: str | None = None,
+    letter: Mapping[str, Any] = {},
+    source: str = "",
+    documents: Sequence[str] = (),
 ) -> Method:  # noqa: B006
-    "A row from a row file; `config` is the registered name of a configuration, `change` its fields."
-    if not all(isinstance(said, str) for said in (name, title, about, config, paper or "", *tables)):
-        raise TypeError("name, title, about, config, tables and paper are texts")
+    """A row from a row file; `config` is the registered name of a configuration, `change` its fields.
+
+    `letter`: fields that differ from random heads.
+    """
+    texts = name, title, about, config, paper or "", source, *tables, *documents
+    if not all(isinstance(said, str) for said in texts):
+        raise TypeError("name, title, about, config, tables, paper, source and documents are texts")
 
     def read(value: Any) -> Any:
         if isinstance(value, Mapping):  # the configuration of another method
@@ -300,7 +337,18 @@ def _row(
     def listed(values: Mapping[str, Any]) -> dict[str, Any]:
         return {k: read(v) for k, v in values.items()}
 
-    return Method(name, title, about, CONFIGS[config](**listed(change)), EnvConfig(**listed(env)), tuple(tables), paper)
+    return Method(
+        name,
+        title,
+        about,
+        CONFIGS[config](**listed(change)),
+        EnvConfig(**listed(env)),
+        tuple(tables),
+        paper,
+        listed(letter),
+        source,
+        tuple(documents),
+    )
 
 
 @functools.cache
@@ -345,6 +393,7 @@ def all_methods() -> dict[str, Method]:
             ("table2",),
             "Safe RLHF-V",
             rates=LAG_RATES,
+            said=("arXiv:2310.12773 §3.4", ("000", "001", "002")),
         ),
         *_with_modes(
             "so_ppo",
@@ -354,6 +403,7 @@ def all_methods() -> dict[str, Method]:
             ("table2",),
             "Single-Obj. PPO",
             rates=SINGLE_RATES,
+            said=("arXiv:1707.06347 eq. 7", ("000", "001")),
         ),
         *_with_modes(
             "dual_ppo",
