@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Start', 'STARTS', 'DUAL', 'CHOSEN_RATES', 'DUAL_RATES', 'LAG_RATES', 'SINGLE_RATES', 'SFT_RATES', 'DPO_RATES',
-           'EXACT_RATES', 'OFFSET_LR', 'MODRL_CONFIG', 'STRONG_CONFIG', 'ALIGNED', 'Method', 'chosen_rates',
-           'method_modules', 'rows_of', 'all_methods', 'method', 'addressed', 'configure', 'train_method', 'stacks',
-           'train_seeds']
+           'EXACT_RATES', 'RATE_FIELDS', 'OFFSET_LR', 'MODRL_CONFIG', 'STRONG_CONFIG', 'ALIGNED', 'Method',
+           'chosen_rates', 'method_modules', 'rows_of', 'all_methods', 'method', 'addressed', 'configure',
+           'train_method', 'stacks', 'train_seeds']
 
 # %% ../../nbs/methods/40_methods.ipynb #6aae6f1c
 import functools
@@ -122,6 +122,7 @@ SINGLE_RATES = chosen_rates("so_ppo_bandit", DUAL.policy_lr)
 SFT_RATES = chosen_rates("sft", SFTConfig().lr)
 DPO_RATES = chosen_rates("dpo", DPOConfig().lr)
 EXACT_RATES = chosen_rates("exact_gradient", ExactConfig().lr)
+RATE_FIELDS = ("lr", "policy_lr", "sft_lr")  # of configurations: learning rates that are chosen on dev
 OFFSET_LR = 1e-3  # the control with 384 parameters needs larger steps; chosen on dev like the others
 
 
@@ -320,14 +321,16 @@ def _row(
     letter: Mapping[str, Any] = {},
     source: str = "",
     documents: Sequence[str] = (),
+    rates: str = "",
 ) -> Method:  # noqa: B006
     """A row from a row file; `config` is the registered name of a configuration, `change` its fields.
 
-    `letter`: fields that differ from random heads.
+    `letter`: fields that differ from random heads; `rates`: the method whose chosen learning rates it takes where none
+    were chosen for it.
     """
-    texts = name, title, about, config, paper or "", source, *tables, *documents
+    texts = name, title, about, config, paper or "", source, rates, *tables, *documents
     if not all(isinstance(said, str) for said in texts):
-        raise TypeError("name, title, about, config, tables, paper, source and documents are texts")
+        raise TypeError("name, title, about, config, tables, paper, source, documents and rates are texts")
 
     def read(value: Any) -> Any:
         if isinstance(value, Mapping):  # the configuration of another method
@@ -337,18 +340,25 @@ def _row(
     def listed(values: Mapping[str, Any]) -> dict[str, Any]:
         return {k: read(v) for k, v in values.items()}
 
-    return Method(
-        name,
-        title,
-        about,
-        CONFIGS[config](**listed(change)),
-        EnvConfig(**listed(env)),
-        tuple(tables),
-        paper,
-        listed(letter),
-        source,
-        tuple(documents),
-    )
+    made = CONFIGS[config](**listed(change))
+    own = getattr(made, "base", made)  # of a wrapped method: what is wrapped
+    chosen = {f: _rates_of(of) for f, of in _rate_fields(own, name, rates).items() if _rates_of(of)}
+    first = {f: pair["similarity"] for f, pair in chosen.items() if "similarity" in pair and f not in change}
+    begun = {f: pair["letter"] for f, pair in chosen.items() if "letter" in pair} | listed(letter)
+    made = replace(made, **({"base": replace(own, **first)} if own is not made else first)) if first else made
+    env_config = EnvConfig(**listed(env))
+    return Method(name, title, about, made, env_config, tuple(tables), paper, begun, source, tuple(documents))
+
+
+def _rates_of(name: str) -> Mapping[str, float]:
+    "Start → the learning rate that was chosen for a method; empty where none was."
+    return CHOSEN_RATES.get(name, {})
+
+
+def _rate_fields(config: Any, name: str, otherwise: str) -> dict[str, str]:
+    "Fields of a configuration that hold a learning rate → the method whose chosen rate belongs there."
+    own = name if name in CHOSEN_RATES else otherwise
+    return {f.name: "sft" if f.name == "sft_lr" else own for f in fields(config) if f.name in RATE_FIELDS}
 
 
 @functools.cache

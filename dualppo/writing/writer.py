@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..core.config import Count, NonNegative, Number, Positive, PositiveShare, Several, Share, Weights, config
 from ..core.errors import DataError
-from ..losses.advantages import gae
+from ..losses.advantages import gae, leave_one_out
 from ..losses.alignment import Aggregation, Scale, aggregator
 from ..losses.apa import apa_loss, kl_penalised
 from ..losses.surrogate import clipped_surrogate, value_loss
@@ -26,7 +26,7 @@ from ..methods.base import adam_state, load_adam, prefixed, sized, under
 from ..methods.baselines import dpo_loss
 from ..methods.modrl import Objective
 from ..methods.ppo import PPOConfig, weight_rule
-from .credit import Credit, TokenCritic, at_the_end, comparable_scores, group_credit, leave_one_out
+from .credit import Credit, TokenCritic, at_the_end, comparable_scores, group_credit
 from .policy import WritingPolicy, per_reply
 from .prompts import Lesson, Prompt, scored
 from .rejection import Draw, Guarded, draw_allowed
