@@ -6,9 +6,9 @@
 __all__ = ['Command', 'WIDE', 'PLAINLY', 'ABOUT', 'Reproduce', 'Train', 'TrainTokens', 'Tables', 'RunStudy', 'WriteReport',
            'Rank', 'Chat', 'Methods', 'Build', 'Verify', 'Scores', 'Data', 'default_published', 'chosen_seeds',
            'worker_count', 'usable_settings', 'show_grid', 'named', 'count_line', 'tell', 'print_failures', 'plainly',
-           'show', 'rows_of_figures', 'show_table', 'by_group', 'print_tables', 'parse_value', 'parse_changes',
-           'train_parser', 'tokens_parser', 'on_tokens', 'train_overrides', 'beside', 'quietly', 'parse', 'known_flags',
-           'dispatch', 'refusal', 'main']
+           'show', 'rows_of_figures', 'show_table', 'by_group', 'print_board', 'print_tables', 'parse_value',
+           'parse_changes', 'train_parser', 'tokens_parser', 'on_tokens', 'train_overrides', 'beside', 'quietly',
+           'parse', 'known_flags', 'dispatch', 'refusal', 'main']
 
 # %% ../nbs/workshop/43_cli.ipynb #63a90b1b
 import codecs
@@ -35,6 +35,7 @@ from .papers import studies
 from .core.errors import DataError, nearest
 from .core.files import read_text
 from .bench.features import STRONG, embedded_path, load_features, verify
+from .papers.board import advice, board_table, write_board
 from .papers.ledger import write_ledger
 from .papers.registration import registration
 from .papers.token_plan import token_plan
@@ -94,11 +95,13 @@ class Reproduce:
     # cores (extras `build` and `writing`); of the other options only --methods (arms), --start (base, mild,
     # harmful), --workers, --outputs and --published count
     tokens: bool = False
+    # the board: every system of the review on this bench, its own tables and advice; the same as --profile board
+    board: bool = False
     # whose tables: learned reward weighting (seed 000), or MOLMA (seed 003)
     paper: Literal["dual_ppo", "molma"] = "dual_ppo"
     # smoke: about a minute; quick (default): 3 seeds, 12 short epochs; paper: 12 seeds, 50 epochs;
-    # molma (default of that paper): 10 seeds
-    profile: Literal["smoke", "quick", "paper", "molma"] | None = None
+    # molma (default of that paper): 10 seeds; board: 10 seeds, 10 short epochs
+    profile: Literal["smoke", "quick", "paper", "molma", "board"] | None = None
     outputs: Path | None = None  # where results go; default: outputs/local
     # embedded, wow (official archive), chitchat, a features file, or dialogue files; auto: wow if cached, else embedded
     data: str = "auto"
@@ -222,7 +225,7 @@ class Chat:
 
 @dataclass(frozen=True)
 class Methods:
-    "List every method: its name, what it is, the paper's row it answers to."
+    "List every method: its name, what it is, where its objective is printed, which seed documents name it."
 
 
 @dataclass(frozen=True)
@@ -348,7 +351,9 @@ def _reproduce(args: Reproduce, console: Console) -> int:
             raise DataError("--seeds needs the local engine; a cluster runs the seeds of a profile.")
         check_engine(args.engine)
     pick_device(args.device)
-    profile = args.profile or {"dual_ppo": "quick", "molma": "molma"}[args.paper]
+    if args.board and args.profile not in (None, "board"):
+        raise DataError(f"--board is a profile of its own; leave out --profile {args.profile}.")
+    profile = "board" if args.board else args.profile or {"dual_ppo": "quick", "molma": "molma"}[args.paper]
     chosen = args.methods or (PROFILES["molma"].methods if args.paper == "molma" else None) or ()
     grid(profile, "embedded", args.device, chosen, args.settings, args.start)
     path = features_path(args.data, args.download, console.print)
@@ -372,7 +377,10 @@ def _reproduce(args: Reproduce, console: Console) -> int:
     failed = [o for o in outcomes if o.status == "failed"]
     for folder in folders:
         if any(o.status != "failed" and profile_folder(o.run) == folder for o in outcomes):
-            print_tables(outputs, folder, published, console)
+            if profile == "board":
+                print_board(outputs, folder, console)
+            else:
+                print_tables(outputs, folder, published, console)
     print_failures(failed, len(outcomes), console)
     return 1 if failed else 0
 
@@ -535,6 +543,17 @@ def by_group(table: Table, groups: Sequence[str]) -> list[Table]:
         return replace(kept, title=f"{table.title}, {group}", groups=tuple(("", labels) for _, labels in kept.groups))
 
     return [part(group) for group in groups]
+
+
+def print_board(outputs: Path, folder: str, console: Console) -> None:
+    "Write the board, and print it as trained, setting by setting, with what follows from it."
+    records = read_runs(outputs, folder)
+    written = write_board(records, outputs, folder)
+    for setting in settings_of(summarise(records)):
+        show_table(board_table(records, setting), console)
+    for line in advice(records):
+        console.print(Text(f"- {line}"), soft_wrap=True)
+    console.print(Text("Written to " + ", ".join(map(str, sorted({path.parent for path in written})))))
 
 
 def print_tables(
@@ -714,6 +733,9 @@ def _train(args: Train, more: Mapping[str, object], console: Console) -> int:
 def _tables(args: Tables, console: Console) -> int:
     "Write and print the tables of a folder of runs."
     published = args.published or default_published()
+    if args.profile == "board":
+        print_board(args.outputs or default_outputs(), args.profile, console)
+        return 0
     print_tables(args.outputs or default_outputs(), args.profile, published, console, args.against)
     return 0
 
@@ -758,8 +780,12 @@ def _chat(args: Chat, console: Console) -> int:
 
 def _methods(console: Console) -> int:
     "Print every method."
-    rows = [(row.name, row.about, ", ".join(row.tables), row.paper or "") for row in all_methods().values()]
-    show("", ("name", "what it is", "tables", "the paper's row"), rows, console)
+    rows = [
+        (row.name, row.about, row.source or "ours", ", ".join(row.documents), ", ".join(row.tables), row.paper or "")
+        for row in all_methods().values()
+    ]
+    heads = ("name", "what it is", "source", "seed documents", "tables", "the paper's row")
+    show("", heads, rows, console)
     show("on tokens (--setting tokens)", ("name", "what it is"), [(n, r.about) for n, r in WRITERS.items()], console)
     return 0
 

@@ -201,3 +201,12 @@ def test_the_published_table_is_what_the_features_give(table):
     assert ours.index.tolist() == table.index.tolist()
     numbers = [c for c in table if table[c].dtype.kind == "f"]
     np.testing.assert_allclose(ours[numbers], table[numbers], atol=2e-3)
+
+
+def test_counting_words_leaves_the_features_alone():
+    "Their offsets were shared with a matrix that is changed in place; the second count was wrong."
+    tokens = Ragged.of([np.array([3, 3, 5]), np.array([3, 3]), np.array([7])])
+    before = tokens.offsets.copy()
+    once, twice = bags(tokens), bags(tokens)
+    assert (tokens.offsets == before).all() and (once != twice).nnz == 0
+    assert once.toarray()[:, [3, 5, 7]].tolist() == [[2, 1, 0], [2, 0, 0], [0, 0, 1]]

@@ -37,7 +37,7 @@ def test_a_run_is_a_pure_function(toy):
     assert canonical(first) == canonical(second) and first["key"] == second["key"]
     assert first["results"][0]["test"] != first["results"][1]["test"]
     assert set(first) - set(json.loads(canonical(first))) == {"measured"}
-    assert set(first["measured"]) == {"wall_clock_s", "peak_memory_mb", "device", "versions", "started"}
+    assert set(first["measured"]) == {"wall_clock_s", "cpu_s", "peak_memory_mb", "device", "versions", "started"}
 
 
 def test_a_seed_does_not_depend_on_the_seeds_beside_it(toy):

@@ -31,7 +31,9 @@ from .stats import clopper_pearson, drawn_means, times_drawn
 def bags(tokens: Ragged) -> csr_array:
     "Token counts, sparse `[n, BUCKETS]`."
     counts = csr_array(
-        (np.ones(len(tokens.values)), tokens.values.astype(np.int32), tokens.offsets), shape=(len(tokens), BUCKETS)
+        (np.ones(len(tokens.values)), tokens.values.astype(np.int32), tokens.offsets),
+        shape=(len(tokens), BUCKETS),
+        copy=True,  # what follows changes the arrays in place, and the offsets are the features' own
     )
     counts.sum_duplicates()
     return counts

@@ -142,6 +142,7 @@ def execute(
     described = describe(run, features.sha256)
     unfinished = Unfinished(record, f"{device.type}-{described['key']}") if record else None
     results, seconds = unfinished.resume() if unfinished else ([], [])
+    worked = time.process_time()
 
     def keep(seed: int, trained: Trained, splits: Splits) -> None:
         if record and isinstance(trained.policy, Policy):
@@ -178,6 +179,7 @@ def execute(
         "results": results,
         "measured": {
             "wall_clock_s": seconds,
+            "cpu_s": round((time.process_time() - worked) / max(1, len(left)), 3),  # a seed, of those run here
             "peak_memory_mb": peak_memory_mb(device),
             "device": f"{device} ({named})",
             "versions": versions(),

@@ -151,6 +151,7 @@ class Measured(Checked):
     "What may differ between two runs of one key."
 
     wall_clock_s: list[Figure]
+    cpu_s: Figure | None = None  # of the process, a seed
     peak_memory_mb: Figure
     device: Text
     versions: dict[str, Text]

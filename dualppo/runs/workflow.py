@@ -112,6 +112,7 @@ def merge(run: Run, records: Sequence[Mapping]) -> dict:
             "measured": measured[0]
             | {
                 "wall_clock_s": [s for m in measured for s in m["wall_clock_s"]],
+                "cpu_s": round(sum(m.get("cpu_s") or 0.0 for m in measured) / len(measured), 3),
                 "peak_memory_mb": max(m["peak_memory_mb"] for m in measured),
                 "started": min(m["started"] for m in measured),
             },
