@@ -45,7 +45,6 @@ from .policies.stored import load_ranker
 from .writing.course import WRITERS, writer_row
 from .writing.starts import ModelName, WriterStart
 from .writing.stored import load_speaker
-from .writing.writer import WriterConfig
 from .papers.molma import write_molma
 from .show.report import write_report
 from .bench.replies import add_scores
@@ -617,7 +616,7 @@ def tokens_parser(name: str) -> type:
     "The same of a method on tokens."
     row, flat = writer_row(name), cast(Any, tyro.conf.OmitArgPrefixes)
     made = make_dataclass(
-        "TrainOnTokens", [("run", flat[TrainTokens]), ("config", flat[WriterConfig], row.config)], frozen=True
+        "TrainOnTokens", [("run", flat[TrainTokens]), ("config", flat[type(row.config)], row.config)], frozen=True
     )
     made.__doc__ = f"{row.title}: {row.about}."
     return made

@@ -30,7 +30,9 @@ needs_accelerate = pytest.mark.skipif(not importlib.util.find_spec("accelerate")
 
 
 def short(name: str, **changes) -> WriterConfig:
-    return replace(writer_row(name).config, **SHORT | changes)
+    config = writer_row(name).config
+    small = {key: value for key, value in {"pool": 8, "imitated": 1}.items() if hasattr(config, key)}
+    return replace(config, **SHORT | small | changes)
 
 
 def flat(policy) -> torch.Tensor:

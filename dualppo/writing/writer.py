@@ -36,7 +36,7 @@ from .rejection import Draw, Guarded, draw_allowed
 class WriterConfig:
     "Everything that fixes the training of a writing policy beside lesson, policy and seed."
 
-    loss: Literal["clip", "apa", "dpo", "sft"] = "clip"  # the pure loss
+    loss: Literal["clip", "apa", "dpo", "sft", "offline"] = "clip"  # the pure loss; offline: of a pool (notebook 56a)
     credit: Credit = "rloo"  # of loss="clip": gae has a critic, the others a group
     iterations: Count = 30  # steps
     prompts: Several = 12  # P: prompts of a step
@@ -74,6 +74,8 @@ class WriterConfig:
     refusal: str = "I would rather not answer that."  # what is said when all draws are forbidden
 
     def __post_init__(self) -> None:
+        if self.loss == "offline" and type(self) is WriterConfig:
+            raise ValueError("loss='offline' needs a pool of replies, as alol and ddpo have; take one of them.")
         if self.mask == "rejection" and self.loss != "clip":
             raise ValueError("mask='rejection' credits every draw, which loss='clip' can; take that, or mask='zero'.")
         if self.align != "none" and self.loss != "apa":
