@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dualppo.bench.candidates import STRESS
@@ -51,6 +51,7 @@ def splits(toy):
 # --- bounds
 
 
+@settings(deadline=None)
 @given(st.integers(2, 60), st.data(), st.floats(0.01, 0.5))
 def test_clopper_pearson_is_where_the_binomial_tail_is_delta(n, data, delta):
     k = data.draw(st.integers(0, n - 1))
@@ -60,6 +61,7 @@ def test_clopper_pearson_is_where_the_binomial_tail_is_delta(n, data, delta):
     assert upper_clopper_pearson(torch.tensor(n), n, delta).item() == 1
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=30), st.floats(0.01, 0.5))
 def test_every_bound_is_above_the_mean_and_falls_with_doubt(costs, delta):
     values = torch.tensor(costs, dtype=torch.double)
@@ -120,6 +122,7 @@ def test_a_dialogue_is_one_unit():
 # --- prices
 
 
+@settings(deadline=None)
 @given(st.integers(2, 9), st.integers(0, 10_000))
 def test_leave_one_out_is_the_mean_of_the_others(n, seed):
     values = torch.rand(2, n, generator=torch.Generator().manual_seed(seed))

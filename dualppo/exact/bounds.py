@@ -51,7 +51,8 @@ def coins(costs: Tensor, generator: torch.Generator) -> Tensor:
 def by_dialogue(values: Tensor, dialogue: Tensor) -> Tensor:
     "The mean of `[S]` values in each dialogue, `[C]` in the order of the ids."
     ids, count = torch.unique(dialogue, return_inverse=True, return_counts=True)[1:]
-    return torch.zeros(len(count), dtype=values.dtype).index_add_(0, ids, values) / count
+    mean: Tensor = torch.zeros(len(count), dtype=values.dtype).index_add_(0, ids, values) / count
+    return mean
 
 
 def upper_bound(
