@@ -13,7 +13,7 @@ from dualppo.bench.env import add_objective, make_envs
 from dualppo.bench.features import REFUSAL, load_features
 from dualppo.core.errors import DataError
 from dualppo.exact.bounds import (
-    by_dialogue,
+    dialogue_means,
     coins,
     t_radius,
     upper_bound,
@@ -34,7 +34,7 @@ from dualppo.methods.constraints import (
     Verified,
     VerifiedConfig,
     gains_of,
-    leave_one_out,
+    leave_one_out_advantage,
     pessimistic_cost,
     pessimism,
 )
@@ -108,7 +108,7 @@ def test_a_coin_has_the_mean_of_its_cost():
 
 def test_a_dialogue_is_one_unit():
     values, ids = torch.tensor([0.0, 1.0, 0.4, 0.4, 0.4]), torch.tensor([7, 7, 2, 2, 2])
-    assert by_dialogue(values, ids).tolist() == pytest.approx([0.4, 0.5])
+    assert dialogue_means(values, ids).tolist() == pytest.approx([0.4, 0.5])
     many = torch.arange(40) // 4
     same = (torch.arange(10) % 2).double()[many]  # the states of a dialogue say the same: four times the same thing
     by_state, by_talk = (upper_bound(same, many, 0.1, "t", unit) for unit in ("state", "dialogue"))
@@ -127,8 +127,8 @@ def test_a_dialogue_is_one_unit():
 def test_leave_one_out_is_the_mean_of_the_others(n, seed):
     values = torch.rand(2, n, generator=torch.Generator().manual_seed(seed))
     others = torch.stack([torch.cat([values[:, :i], values[:, i + 1 :]], 1).mean(1) for i in range(n)], 1)
-    assert torch.allclose(leave_one_out(values), values - others, atol=1e-5)
-    assert leave_one_out(torch.full((3, n), 0.7)).abs().max() == 0
+    assert torch.allclose(leave_one_out_advantage(values), values - others, atol=1e-5)
+    assert leave_one_out_advantage(torch.full((3, n), 0.7)).abs().max() == 0
 
 
 def test_pessimism_has_the_gradient_of_the_bound_by_finite_differences():
@@ -187,7 +187,7 @@ def test_a_fixed_price_is_a_weighted_sum(splits):
     learner = Shaped(splits, ShapedConfig(penalty=3.0, **SHORT), 0)
     assert learner.weights == (0.25, 0.75)
     reward = splits.train.reward[:5, :8]
-    wanted = leave_one_out(reward[..., 0] - 3 * (1 - reward[..., 1]))
+    wanted = leave_one_out_advantage(reward[..., 0] - 3 * (1 - reward[..., 1]))
     assert torch.allclose(learner.advantage(reward), wanted, atol=1e-6)
 
 

@@ -25,7 +25,7 @@ from dualppo.papers.red_team import (
     guide,
     perturbed,
     transferred,
-    turned,
+    turned_query,
     with_query,
 )
 from dualppo.policies.policy import all_log_probs
@@ -82,7 +82,7 @@ def test_diversity_by_hand():
 def test_a_turned_query_stays_in_the_ball_and_goes_no_further_than_its_neighbour(seed, rho):
     _, u = drawn(8, 6, seed)
     query, other = u[:4], u[4:]
-    turn = turned(query, other, rho)
+    turn = turned_query(query, other, rho)
     assert torch.allclose(turn.norm(dim=1), torch.ones(4), atol=1e-5)
     kept, there = (turn * query).sum(1), (query * other).sum(1)
     assert (kept >= rho - 1e-5).all() and torch.allclose(kept, there.clamp(min=rho), atol=1e-5)
