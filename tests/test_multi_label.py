@@ -10,7 +10,7 @@ from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
 
 from dualppo.bench.multi_label import (
-    Labelled,
+    LabelledReplies,
     MultiLabel,
     choose_strengths,
     held_out_r2,
@@ -25,14 +25,14 @@ def unit(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-def made(n: int = 240, noise: float = 0.5, d: int = 5, seed: int = 0) -> Labelled:
+def made(n: int = 240, noise: float = 0.5, d: int = 5, seed: int = 0) -> LabelledReplies:
     x, y = unit(n // 4, d, seed=seed + 1).repeat_interleave(4, 0), unit(n, d, seed=seed + 2)
     g = torch.Generator().manual_seed(7)
     planted = torch.randn(2, 3 * d + 1, generator=g)
     values = pair_features(x, y) @ planted.T
     values += noise * torch.randn(n, 2, generator=torch.Generator().manual_seed(seed + 3))
     state = torch.arange(n) // 4
-    return Labelled(("a", "b"), x, y, values, state, state // 3)
+    return LabelledReplies(("a", "b"), x, y, values, state, state // 3)
 
 
 @pytest.mark.parametrize("strength", [1e-3, 0.3, 5.0])
@@ -67,7 +67,7 @@ def test_the_gradient_vanishes_at_the_solution():
 def test_dead_features_get_no_weight():
     data = made()
     dead = [torch.cat([v, torch.zeros(len(v), 1)], 1) for v in (data.prompt, data.reply)]
-    heads = ridge_heads(Labelled(data.labels, *dead, data.values, data.state, data.group), 0.1)
+    heads = ridge_heads(LabelledReplies(data.labels, *dead, data.values, data.state, data.group), 0.1)
     assert (heads.weight[:, [5, 11, 17]] == 0).all()
 
 
@@ -83,7 +83,7 @@ def test_r2_is_scikit_learns_and_within_states_ignores_what_is_common_to_them():
         inner = [(v - v.mean(1, keepdim=True)).flatten() for v in blocks]
         assert row["within"] == pytest.approx(r2_score(*inner), abs=1e-5)
     shift = torch.randn(60, 1, generator=torch.Generator().manual_seed(0)).repeat_interleave(4, 0)
-    moved = Labelled(new.labels, new.prompt, new.reply, new.values + 10 * shift, new.state, new.group)
+    moved = LabelledReplies(new.labels, new.prompt, new.reply, new.values + 10 * shift, new.state, new.group)
     for before, after in zip(rows, held_out_r2(heads, moved)):
         assert after["within"] == pytest.approx(before["within"], abs=1e-4) and after["r2"] < 0.5 * before["r2"]
 
