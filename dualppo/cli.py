@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Command', 'WIDE', 'PLAINLY', 'ABOUT', 'Reproduce', 'Train', 'TrainTokens', 'Tables', 'RunStudy', 'WriteReport',
-           'Rank', 'Chat', 'Methods', 'Build', 'Verify', 'Scores', 'Data', 'default_published', 'chosen_seeds',
-           'worker_count', 'usable_settings', 'show_grid', 'named', 'count_line', 'tell', 'print_failures', 'plainly',
-           'show', 'rows_of_figures', 'show_table', 'by_group', 'print_board', 'print_tables', 'parse_value',
-           'parse_changes', 'train_parser', 'tokens_parser', 'on_tokens', 'train_overrides', 'beside', 'quietly',
-           'parse', 'known_flags', 'dispatch', 'refusal', 'main']
+           'Rank', 'Chat', 'Methods', 'Build', 'Verify', 'Scores', 'ScorePairs', 'Data', 'default_published',
+           'chosen_seeds', 'worker_count', 'usable_settings', 'show_grid', 'named', 'count_line', 'tell',
+           'print_failures', 'plainly', 'show', 'rows_of_figures', 'show_table', 'by_group', 'print_board',
+           'print_tables', 'parse_value', 'parse_changes', 'train_parser', 'tokens_parser', 'on_tokens',
+           'train_overrides', 'beside', 'quietly', 'parse', 'known_flags', 'dispatch', 'refusal', 'main']
 
 # %% ../nbs/workshop/43_cli.ipynb #63a90b1b
 import codecs
@@ -264,12 +264,27 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class ScorePairs:
+    """Say how often each reward model agrees with preference pairs of your own (needs the extra `build`).
+
+    Prints n, accuracy, its exact 95 % interval and ties of each model that reads the encoder, and of one fitted on your
+    pairs and held out.
+    """
+
+    # csv or tsv with a header, or JSON lines: `prompt`, `chosen`, `rejected`, and perhaps `group`
+    path: tyro.conf.Positional[Path]
+    # another sentence encoder: a folder that sentence-transformers wrote, or owner/model[@commit] of the hub
+    encoder: str = ""
+
+
+@dataclass(frozen=True)
 class Data:
-    "Build or verify a features file, or add scores to it."
+    "Build or verify a features file, add scores to it, or ask the reward models about preference pairs."
 
     command: (
         Annotated[Build, tyro.conf.subcommand("build")]
         | Annotated[Scores, tyro.conf.subcommand("scores")]
+        | Annotated[ScorePairs, tyro.conf.subcommand("pairs")]
         | Annotated[Verify, tyro.conf.subcommand("verify")]
     )
 
@@ -794,8 +809,25 @@ def beside(path: Path, ending: str) -> Path:
     return path.parent / f"{path.stem}{ending}"
 
 
+def _pairs(args: ScorePairs, console: Console) -> int:
+    "Print how often each reward model is right on the pairs of a file."
+    from dualppo.bench.own_pairs import pair_report
+
+    report = pair_report(args.path, args.encoder)
+    rows = [
+        (name, str(one["n"]), f"{one['accuracy']:.3f}", f"{one['low']:.3f} to {one['high']:.3f}", str(one["ties"]))
+        for name, one in report["models"].items()
+    ]
+    encoder = plain(report["encoder"]["name"])
+    title = f"{report['pairs']} pairs in {report['groups']} groups, embedded by {encoder}"
+    show(title, ("model", "n", "accuracy", "exact 95 % interval", "ties"), rows, console)
+    return 0
+
+
 def _data(args: Data, console: Console) -> int:
-    "Build or verify a features file, or add scores to it."
+    "Build or verify a features file, add scores to it, or score preference pairs."
+    if isinstance(args.command, ScorePairs):
+        return _pairs(args.command, console)
     if isinstance(args.command, Scores):
         out = args.command.out or beside(args.command.features, ".scored.safetensors")
         card = add_scores(args.command.features, args.command.table, out)
