@@ -2,7 +2,8 @@
 
     python tools/tuning.py [METHOD ...]        none: all of them; rows of the others are kept
 
-Seed 100 is used by no table. Each method is given rates on its own scale, half a decade apart, from both starts where
+Seed 100 is used by no table. What of the board is not tuned here says in its row whose rate it takes.
+Each method is given rates on its own scale, half a decade apart, from both starts where
 it has a choice; while the best by its own validation gain is the smallest or the largest, the next one is tried, so
 that the optimum lies inside, or the row says `edge` where `MOST` rates did not suffice. All rates of a method have the
 same budget; MOLMA's methods have their iterations, the others stop early.
@@ -22,9 +23,8 @@ from dualppo.bench.candidates import STRESS
 from dualppo.bench.env import Splits, make_envs
 from dualppo.bench.features import load_features
 from dualppo.core.files import atomic_write
-from dualppo.methods.base import Trained
-from dualppo.methods.ppo import PPOConfig, validation_gain
-from dualppo.methods.rows import Method, configure, method, train_method
+from dualppo.methods.base import Progress, Trained, learner_of, to_the_end
+from dualppo.methods.rows import Method, configure, method
 
 ROOT = Path(__file__).resolve().parent.parent
 PATH = ROOT / "outputs" / "published" / "tuning.csv"
@@ -35,6 +35,11 @@ FIELDS = {
     **dict.fromkeys(("so_ppo_bandit", "ppo_lag_bandit", "dual_ppo_bandit"), ("policy_lr", RATES)),
     "molma": ("lr", (1e-6, 3e-6, 1e-5)),
     **dict.fromkeys(("molma_strong", "molma_given", "modrl_ppo"), ("lr", (1e-5, 3e-5, 1e-4))),
+    **dict.fromkeys(("cdpo", "ipo_identity", "ipo_implicit", "kto", "modpo", "mm_dpo", "dpo_noisy"), ("lr", RATES)),
+    **dict.fromkeys(("a_lol", "a_lol_ref_free", "a_lol_kl", "r_lol", "wbc", "r_gold"), ("lr", (3e-6, 1e-5, 3e-5))),
+    **dict.fromkeys(("reinforce", "rloo", "grpo", "gdpo"), ("lr", RATES)),
+    **dict.fromkeys(("reward_shaping", "crpo", "rloo_lagrangian"), ("lr", RATES)),
+    **dict.fromkeys(("instruct_ppo", "ppo_max", "ppo_one_reward"), ("policy_lr", RATES)),
 }
 # of the methods that have such a field: as many updates as seven and a half passes over all dialogues, looked at often
 BUDGET = {"epochs": 30, "patience": 8, "dialogues_per_epoch": 340, "rivals": False}
@@ -61,12 +66,11 @@ def widened(rates: tuple[float, ...], gain: Callable[[float], float], most: int 
     return found
 
 
-def gain_of(row: Method, splits: Splits, trained: Trained) -> float:
-    """What the method's own early stopping watches, of the epoch it chose."""
-    best = next(one for one in trained.curves if one["epoch"] == trained.best_epoch)
-    if isinstance(row.config, PPOConfig):
-        return validation_gain(best, row.config, splits.train.objectives)
-    return float(best.get("gain", best["dev_average_reward"]))
+def run(row: Method, splits: Splits) -> tuple[Trained, float]:
+    """A row trained with seed 100, and what its own early stopping watches, of the epoch it chose."""
+    progress = Progress(learner_of(row.config)(splits.seen(), row.config, 100), splits.dev_stop)
+    trained = to_the_end(progress, None, None, "")
+    return trained, progress.learner.gain(progress.best)
 
 
 def tuned(name: str, start: str, splits: Splits, given: dict[str, object]) -> Iterator[dict[str, object]]:
@@ -80,8 +84,8 @@ def tuned(name: str, start: str, splits: Splits, given: dict[str, object]) -> It
 
     def gain(rate: float) -> float:
         row = configure(base, {field: rate})
-        runs[rate] = train_method(row, splits, seed=100)
-        print(name, start, rate, found := gain_of(row, splits, runs[rate]), flush=True)
+        runs[rate], found = run(row, splits)
+        print(name, start, rate, found, flush=True)
         return found
 
     gains = widened(rates, gain)
@@ -98,9 +102,12 @@ def tuned(name: str, start: str, splits: Splits, given: dict[str, object]) -> It
 
 
 def reference(rows: dict[str, list[dict]], name: str, start: str) -> dict[str, object]:
-    """The rate of the SFT that a kind of DPO begins with, as it was chosen."""
-    sft = [row for row in rows.get(name.replace("dpo", "sft"), []) if row.get("start") == start and row["chosen"]]
-    return {"sft_lr": float(sft[0]["learning_rate"])} if name.startswith("dpo") and sft else {}
+    """The rate of the SFT that a method begins with, as it was chosen."""
+    if "sft_lr" not in {f.name for f in fields(method(name).config)}:
+        return {}
+    begins = "sft_inside" if name == "dpo_inside" else "sft"
+    sft = [row for row in rows.get(begins, []) if row.get("start") == start and row["chosen"]]
+    return {"sft_lr": float(sft[0]["learning_rate"])} if sft else {}
 
 
 def rates_text(rows: list[dict]) -> str:
