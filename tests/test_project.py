@@ -479,49 +479,49 @@ def test_every_file_beside_the_modules_is_in_the_package():
 # ---- README
 
 
-def readme() -> str:
-    return (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ("README.md", "RESULTS.md", "GUIDE.md")
 
 
-def test_the_readme_names_modules_that_there_are():
-    named = re.findall(r"^\| `[0-9a-f]{2}`.*\| ([^|]+) \|$", readme(), flags=re.M)
+def page(name: str = "README.md") -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_the_readme_is_read_in_a_few_minutes():
+    lines = page().splitlines()
+    assert len(lines) <= 120 and next(i for i, line in enumerate(lines) if "make reproduce" in line) < 50
+
+
+def test_the_guide_names_modules_that_there_are():
+    named = re.findall(r"^\| `[0-9a-f]{2}`.*\| ([^|]+) \|$", page("GUIDE.md"), flags=re.M)
     modules = {name for column in named for name in re.findall(r"`(\w+)`", column)}
     assert len(modules) > 40 and modules <= {path.stem for path in MODULES}
 
 
-def test_readme_numbers_are_generated():
-    from readme import blocks, filled
+def test_numbers_on_pages_are_generated():
+    from readme import blocks, filled, generated
 
-    from dualppo.papers.ledger import ledger_sections
-    from dualppo.papers import molma
-    from dualppo.show import report
-    from dualppo.papers.tables import table_sections
-
-    text = readme()
-    assert set(blocks(text)) == {"tables", "machine", "findings", "questions", "ledger", "molma", "molma_findings"}
-    assert text == filled(
-        text,
-        table_sections(PUBLISHED)
-        | ledger_sections(PUBLISHED)
-        | molma.molma_sections(PUBLISHED)
-        | report.machine_sections(PUBLISHED),
-    ), "README.md is not what outputs/published gives: make readme"
+    assert set(blocks(page())) == {"questions"} and not blocks(page("GUIDE.md"))
+    assert set(blocks(page("RESULTS.md"))) == {"tables", "machine", "findings", "ledger", "molma", "molma_findings"}
+    sections = generated(PUBLISHED)
+    for name in PAGES:
+        assert page(name) == filled(page(name), sections), f"{name} is not what outputs/published gives: make readme"
 
 
-def test_readme_has_no_hand_typed_result():
-    prose = re.sub(r"<!-- (\w+):begin -->.*?<!-- \1:end -->|```.*?```", "", readme(), flags=re.DOTALL)
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_have_no_hand_typed_result(name):
+    prose = re.sub(r"<!-- (\w+):begin -->.*?<!-- \1:end -->|```.*?```", "", page(name), flags=re.DOTALL)
     prose = re.sub(r"Python 3\.11 or 3\.12|CC-BY(-SA)?-\d\.0|Apache-2\.0", "", prose)
     assert not re.findall(r"\d+(?:\.\d+)?\s?%|(?<![\w./])\d*\.\d+", prose), "results stand between the markers only"
 
 
-def test_readme_links_resolve():
-    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", readme()):
-        assert (ROOT / target).exists(), f"README.md links to {target}, which does not exist"
+@pytest.mark.parametrize("name", PAGES)
+def test_links_of_pages_resolve(name):
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page(name)):
+        assert (ROOT / target).exists(), f"{name} links to {target}, which does not exist"
 
 
 def test_readme_example_trains_a_policy(tmp_path):
-    example, trl = re.findall(r"```python\n(.*?)```", readme(), flags=re.DOTALL)
-    assert "dualppo.trl" in trl, "tests/test_trl.py runs the second one, where TRL is"
+    (example,) = re.findall(r"```python\n(.*?)```", page(), flags=re.DOTALL)
     assert len(example.strip().splitlines()) <= 12
     script = tmp_path / "example.py"
     script.write_text(example)

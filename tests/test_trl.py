@@ -425,9 +425,9 @@ def test_the_ten_lines_run(tmp_path):
     model().save_pretrained(tmp_path / "tiny")
     tokenizer().save_pretrained(tmp_path / "tiny")
     notebook = "".join("".join(c["source"]) for c in NOTEBOOK["cells"])
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (lines,), (_, shown) = (re.findall(r"```python\n(.*?)```", text, re.DOTALL) for text in (notebook, readme))
-    assert lines == shown, "README.md and nbs/writing/5f_trl.ipynb show the same lines"
+    readme = (ROOT / "GUIDE.md").read_text(encoding="utf-8")
+    (lines,), (shown,) = (re.findall(r"```python\n(.*?)```", text, re.DOTALL) for text in (notebook, readme))
+    assert lines == shown, "GUIDE.md and nbs/writing/5f_trl.ipynb show the same lines"
     assert len([line for line in lines.splitlines() if line]) <= 10
     if not torch.cuda.is_available():
         lines = lines.replace("logging_steps=1)", "logging_steps=1, use_cpu=True)")

@@ -1,4 +1,4 @@
-"""Write the generated parts of README.md, and nbs/index.ipynb's outputs, from outputs/published (`make readme`)."""
+"""Write the generated parts of README.md and RESULTS.md, and the index, from outputs/published (`make readme`)."""
 
 import re
 import subprocess
@@ -20,25 +20,31 @@ def filled(text: str, sections: Mapping[str, str]) -> str:
     return BLOCK.sub(lambda m: f"{m[1]}{sections[m[2]].strip()}\n{m[4]}", text)
 
 
-if __name__ == "__main__":
+def generated(published: Path) -> dict[str, str]:
+    """Every section that is written from the published runs, by the name of its markers."""
     from dualppo.papers import molma
-    from dualppo.show import report
     from dualppo.papers.ledger import ledger_sections
     from dualppo.papers.tables import table_sections
+    from dualppo.show import report
 
-    readme = ROOT / "README.md"
-    published = ROOT / "outputs" / "published"
-    readme.write_text(
-        filled(
-            readme.read_text(),
-            table_sections(published)
-            | ledger_sections(published)
-            | molma.molma_sections(published)
-            | report.machine_sections(published),
-        )
+    return (
+        table_sections(published)
+        | ledger_sections(published)
+        | molma.molma_sections(published)
+        | report.machine_sections(published)
     )
+
+
+PAGES = ("README.md", "RESULTS.md")
+
+
+if __name__ == "__main__":
+    sections = generated(ROOT / "outputs" / "published")
+    for name in PAGES:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        (ROOT / name).write_text(filled(text, sections), encoding="utf-8")
+        print(f"{name}: {', '.join(blocks(text))} written from outputs/published")
     index = ROOT / "nbs" / "index.ipynb"
     execute = ["-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--inplace", "--log-level", "ERROR"]
     subprocess.run([sys.executable, *execute, str(index)], check=True)
     subprocess.run([Path(sys.executable).parent / "nbdev-clean", "--fname", str(index)], check=True)
-    print(f"{readme.name}, {index.name}: {', '.join(blocks(readme.read_text()))} written from outputs/published")

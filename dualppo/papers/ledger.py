@@ -618,7 +618,12 @@ def first_screen(evidence: Evidence, setting: str = "stress") -> list[str]:
         "Does padding matter?": padding,
         "How far from optimal is everything?": partial(_distance, evidence, setting),
     }
-    return [f"**{asked}** {' '.join(tell(start) for start in STARTS)}" for asked, tell in questions.items()]
+
+    def answer(tell: Callable[[str], str], start: str) -> str:
+        text = tell(start)
+        return text if ", n = " in text or "; n = " in text else f"{BEGINS[start]}: not yet measured."
+
+    return [f"**{asked}** {' '.join(answer(tell, start) for start in STARTS)}" for asked, tell in questions.items()]
 
 
 def ledger_markdown(entries: Sequence[Entry]) -> str:
