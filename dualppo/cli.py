@@ -800,7 +800,8 @@ def _methods(console: Console) -> int:
     ]
     heads = ("name", "what it is", "source", "seed documents", "tables", "the paper's row")
     show("", heads, rows, console)
-    show("on tokens (--setting tokens)", ("name", "what it is"), [(n, r.about) for n, r in WRITERS.items()], console)
+    written = [(n, r.about, r.said[0], ", ".join(r.said[1])) for n, r in WRITERS.items()]
+    show("on tokens (--setting tokens)", heads[:4], written, console)
     return 0
 
 

@@ -9,6 +9,7 @@ from dualppo.papers.tables import read_runs
 from dualppo.runs.execution import run_once
 from dualppo.runs.records import profile_folder
 from dualppo.runs.spec import BOARD, Run, grid
+from dualppo.writing.course import WRITERS
 
 
 METHODS = ("similarity", "sft", "kto", "a_lol")
@@ -73,3 +74,10 @@ def test_every_row_of_the_board_says_where_it_comes_from():
 
 def test_lines_are_code():
     assert 20 < lines_of("grpo") < 60 < lines_of("ppo_max") < 250
+
+
+def test_every_method_on_tokens_says_where_it_comes_from(capsys):
+    assert all(row.said[0] != "ours" and set(row.said[1]) <= {"000", "001", "002", "003"} for row in WRITERS.values())
+    assert main(["methods"]) == 0
+    said = capsys.readouterr().out
+    assert "arXiv:2306.04488" in said and "arXiv:2312.00849" in said
