@@ -21,7 +21,11 @@ from dualppo.bench.readable import (
 )
 from dualppo.bench.replies import inert_cell, replies_path, write_replies
 from dualppo.core.errors import DataError
-from dualppo.core.tensors import read_tensors
+from dualppo.cli import main
+from dualppo.core.tensors import read_tensors, safetensors_bytes
+from dualppo.policies.policy import make_policy
+from dualppo.policies.stored import StateForm, save_policy
+from dualppo.text.encoders import encoder_identity
 from dualppo.exact.front import front
 from dualppo.text.exchanges import tutorial
 
@@ -122,3 +126,39 @@ def test_the_start_notebook_shows_brute_forces_numbers():
         assert value == pytest.approx(sum(float(w * r) for w, r in zip(weights, env.reward[0, :, k])), abs=1e-4)
     words = sum(len("".join(c["source"]).split()) for c in cells if c["cell_type"] == "markdown")
     assert words <= 2600
+
+
+def test_show_prints_replies_before_and_after(capsys, tmp_path):
+    assert main(["show", "dual_ppo_bandit", "--states", "2", "--epochs", "1"]) == 0
+    out = capsys.readouterr().out
+    env, texts = tutorial_splits().test, tutorial_features()[1]
+    assert all(texts.queries[i] in " ".join(out.split()) for i in env.row[:2].tolist())
+    assert all(out.count(f"{when}, mask {how}") == 2 for when in ("before", "after") for how in ("on", "off"))
+    path = tmp_path / "a.policy.safetensors"
+    sha256, scale = encoder_identity()["sha256"], tutorial_splits().scale
+    form = StateForm(("query", "knowledge"), "x", sha256, 0.5, "tox_block", scale)
+    save_policy(make_policy("two_tower", 768, 384), path, form)
+    assert main(["show", str(path), "--states", "1"]) == 0 and "stored policy" in capsys.readouterr().out
+
+
+def test_show_reads_own_data_and_hostile_text(capsys, tmp_path, toy):
+    path = tmp_path / "mine.safetensors"
+    tensors, notes, _ = read_tensors(toy)
+    said = [f"\x1b[31m[red]<b>\u202ereply {i}" for i in range(len(tensors["kind"]))]
+    tensors["text_id.pool"] = torch.tensor([text_id(text) for text in said])
+    path.write_bytes(safetensors_bytes(tensors, notes))
+    write_replies(path, said, tensors["kind"], tensors["owner"])
+    assert main(["show", "sft", "--data", str(path), "--states", "1", "--epochs", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "[red]<b>" in out and "\x1b" not in out and "\u202e" not in out
+
+
+@pytest.mark.parametrize(
+    "argv, needle",
+    [(["dual_pppo"], "dual_ppo"), (["sft", "--states", "0"], "at least 1"), (["no.safetensors"], "no such file"),
+     (["sft", "--data", "embedded"], "as text are not here")],
+)
+def test_show_refuses_in_one_sentence(capsys, argv, needle):
+    assert main(["show", *argv]) == 2
+    text = capsys.readouterr().err.strip()
+    assert needle in text and "\n" not in text
