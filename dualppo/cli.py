@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Command', 'WIDE', 'PLAINLY', 'ABOUT', 'Reproduce', 'Train', 'TrainTokens', 'Tables', 'RunStudy', 'WriteReport',
-           'Rank', 'Chat', 'Methods', 'Build', 'Verify', 'Scores', 'ScorePairs', 'Data', 'default_published',
+           'Rank', 'Chat', 'Show', 'Methods', 'Build', 'Verify', 'Scores', 'ScorePairs', 'Data', 'default_published',
            'chosen_seeds', 'worker_count', 'usable_settings', 'show_grid', 'named', 'count_line', 'tell',
            'print_failures', 'plainly', 'show', 'rows_of_figures', 'show_table', 'by_group', 'print_board',
            'print_tables', 'parse_value', 'parse_changes', 'train_parser', 'tokens_parser', 'on_tokens',
@@ -13,6 +13,7 @@ __all__ = ['Command', 'WIDE', 'PLAINLY', 'ABOUT', 'Reproduce', 'Train', 'TrainTo
 # %% ../nbs/workshop/43_cli.ipynb #63a90b1b
 import codecs
 import contextlib
+import copy
 import io
 import itertools
 import json
@@ -30,6 +31,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 from rich.text import Text
+from torch import Tensor
 
 from .papers import studies
 from .core.errors import DataError, nearest
@@ -40,8 +42,15 @@ from .papers.ledger import write_ledger
 from .papers.registration import registration
 from .papers.token_plan import token_plan
 from .papers.token_tables import tokens_markdown, write_token_tables
-from .methods.rows import all_methods, method
+from .methods.rows import all_methods, method, train_method
 from .policies.stored import load_ranker
+from .policies.policy import all_log_probs, make_policy
+from .bench.candidates import SETTINGS
+from .bench.env import EnvConfig, Splits, make_envs
+from .bench.masking import MaskMode
+from .bench.readable import Texts, chosen, own_texts, tutorial_features, tutorial_splits
+from .methods.base import learner_of
+from .text.encoders import encoder_identity
 from .writing.course import WRITERS, writer_row
 from .writing.starts import ModelName, WriterStart
 from .writing.stored import load_speaker
@@ -73,6 +82,7 @@ from dualppo.papers.tables import (
     refresh,
     settings_of,
     shown_folder,
+    short,
     shown_tables,
     summarise,
     summary_line,
@@ -223,6 +233,21 @@ class Chat:
 
 
 @dataclass(frozen=True)
+class Show:
+    """Show as text what a policy chooses, before and after training, with its mask and without.
+
+    A method's name trains a few epochs here and keeps no record; a stored policy stands beside the untrained ranking.
+    """
+
+    name: tyro.conf.Positional[str]  # a method (see `dualppo methods`) or a file NAME.seed0.policy.safetensors
+    data: str = "tutorial"  # our own dialogues, or a features file of `data build` with NAME.replies.csv beside it
+    setting: Literal["clean", "stress"] = "clean"  # of the candidates of a features file
+    states: int = 5  # how many states of the test split are shown
+    epochs: int = 10  # of a method's training, where it counts in epochs
+    seed: int = 0  # of the split and of training
+
+
+@dataclass(frozen=True)
 class Methods:
     "List every method: its name, what it is, where its objective is printed, which seed documents name it."
 
@@ -297,6 +322,7 @@ Command = (
     | Annotated[WriteReport, tyro.conf.subcommand("report")]
     | Annotated[Rank, tyro.conf.subcommand("rank")]
     | Annotated[Chat, tyro.conf.subcommand("chat")]
+    | Annotated[Show, tyro.conf.subcommand("show")]
     | Annotated[Methods, tyro.conf.subcommand("methods")]
     | Annotated[Data, tyro.conf.subcommand("data")]
 )
@@ -792,6 +818,58 @@ def _chat(args: Chat, console: Console) -> int:
     return 0
 
 
+def _readable(args: Show, config: EnvConfig) -> tuple[Splits, Texts]:
+    "The bench that is shown, and its texts."
+    if args.data == "tutorial":
+        features, texts = tutorial_features()
+        return tutorial_splits(args.seed, config=config, features=features), texts
+    path = features_path(args.data)
+    features = load_features(path)
+    return make_envs(features, SETTINGS[args.setting], args.seed, config), own_texts(path, features)
+
+
+def _pair(args: Show) -> tuple[Callable[..., Tensor], Callable[..., Tensor], Splits, Texts, str]:
+    "A policy before and after training, where it is asked, and a line that says what it is."
+    if args.name.endswith(".safetensors"):
+        ranker = load_ranker(args.name, cast(Any, None), encoder_identity()["sha256"])
+        splits, texts = _readable(args, EnvConfig(blocks=cast(Any, ranker.form.blocks), z_score=False))
+        if ranker.form.scale:
+            splits = replace(splits, test=replace(splits.test, x=ranker.form.scale(splits.test.x)))
+        first = make_policy("two_tower", splits.test.x.shape[1], splits.test.pool.shape[1])
+        return first, ranker.policy, splits, texts, "before: the untrained ranking; after: the stored policy"
+    row = method(args.name)
+    if hasattr(row.config, "epochs"):
+        row = replace(row, config=replace(cast(Any, row.config), epochs=args.epochs))
+    splits, texts = _readable(args, row.env)
+    begun = learner_of(row.config)(splits.seen(), row.config, args.seed).policy  # type: ignore[call-arg]
+    start, trained = copy.deepcopy(begun), train_method(row, splits, args.seed)
+    line = f"after: the last policy of training; the best on dev is that of epoch {trained.best_epoch}"
+    return start, trained.last, splits, texts, line
+
+
+def _show(args: Show, console: Console) -> int:
+    "Print the replies that are chosen."
+    if args.states < 1:
+        raise DataError(f"states must be at least 1, got {args.states}.")
+    first, last, splits, texts, line = _pair(args)
+    env, modes = splits.test, cast(tuple[MaskMode, ...], ("on", "off"))
+    looks = {
+        f"{when}, mask {how}": all_log_probs(policy, env, how)
+        for when, policy in (("before", first), ("after", last))
+        for how in modes
+    }
+    frame = chosen(looks, env, texts, range(min(args.states, len(env))))
+    for state, part in frame.groupby("state", sort=False):
+        rows = [
+            [f"{value:.3f}" if isinstance(value, float) else short(str(value), 300) for value in row[2:]]
+            for row in part.itertuples(index=False)
+        ]
+        asked = short(part["query"].iloc[0], 300) or f"state {state}"
+        show(asked, ["policy", *frame.columns[3:]], rows, console)
+    console.print(Text(line), soft_wrap=True)
+    return 0
+
+
 def _methods(console: Console) -> int:
     "Print every method."
     rows = [
@@ -930,6 +1008,8 @@ def dispatch(argv: Sequence[str], console: Console) -> int:
         return _report(args, console)
     if isinstance(args, Rank):
         return _rank(args, console)
+    if isinstance(args, Show):
+        return _show(args, console)
     if isinstance(args, Chat):
         return _chat(args, console)
     return _methods(console) if isinstance(args, Methods) else _data(args, console)
