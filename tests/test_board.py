@@ -4,7 +4,7 @@ import csv
 
 from dualppo.cli import main
 from dualppo.methods.rows import all_methods
-from dualppo.papers.board import COLUMNS, VIEWS, advice, contenders, lines_of
+from dualppo.papers.board import BOARD_COLUMNS, BOARD_VIEWS, advice, contenders, lines_of
 from dualppo.papers.tables import read_runs
 from dualppo.runs.execution import run_once
 from dualppo.runs.records import profile_folder
@@ -38,11 +38,11 @@ def test_the_board_is_printed_and_made_up_again(toy, tmp_path, capsys):
     folder = profile_folder(runs[0])
     records = read_runs(tmp_path, folder)
     assert {r["method"] for r in records} == set(METHODS) and all(r["measured"]["cpu_s"] > 0 for r in records)
-    for view in VIEWS:
+    for view in BOARD_VIEWS:
         ending = "" if view == "test" else f"_{view}"
         lines = (tmp_path / f"tables/{folder}/board_stress{ending}.csv").read_text(encoding="utf-8").splitlines()
         rows = list(csv.reader(line for line in lines if not line.startswith("#")))
-        assert len(rows) == 5 and len(rows[0]) == len(COLUMNS) + 5
+        assert len(rows) == 5 and len(rows[0]) == len(BOARD_COLUMNS) + 5
     assert (tmp_path / f"figures/{folder}/board_stress.png").stat().st_size > 10_000
     assert (
         (tmp_path / f"tables/{folder}/advice.md").read_text(encoding="utf-8").count("\n") == len(advice(records)) == 3

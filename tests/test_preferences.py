@@ -17,7 +17,7 @@ from dualppo.losses.preference import (
     modpo_loss,
     scaled_beta,
 )
-from dualppo.methods.best_of_n import best_of_n_log_probs
+from dualppo.methods.best_of_n import best_of_n
 from dualppo.methods.offline import offline_weight
 from dualppo.methods.ppo_max import joined_moments
 
@@ -123,9 +123,9 @@ def test_best_of_n_is_a_policy_that_never_scores_less(seed, n):
     g = torch.Generator().manual_seed(seed)
     logp = torch.randn(4, 7, generator=g, dtype=torch.double).mul(2).log_softmax(1)
     score = torch.randint(0, 4, (4, 7), generator=g).double()  # with ties
-    law = best_of_n_log_probs(logp, score, n)
+    law = best_of_n(logp, score, n)
     assert torch.allclose(law.exp().sum(1), torch.ones(4, dtype=torch.double), atol=1e-9)
-    mean, more = ((p.exp() * score).sum(1) for p in (law, best_of_n_log_probs(logp, score, n + 1)))
+    mean, more = ((p.exp() * score).sum(1) for p in (law, best_of_n(logp, score, n + 1)))
     assert (more >= mean - 1e-9).all()
     assert ((law.exp() * (law - logp)).sum(1) <= math.log(n) - (n - 1) / n + 1e-9).all()
 

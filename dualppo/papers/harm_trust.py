@@ -63,7 +63,7 @@ def kind_rates(features: Features, tau: float = 0.5) -> pd.DataFrame:
     rows = {}
     for kind, name in enumerate(KINDS):
         if len(bank := features.bank(kind)):
-            shares = {e: (p[bank] >= tau).double().mean().item() for e, p in features.p_harm.items()}
+            shares = {e: (p[bank] >= tau).double().mean().item() for e, p in sorted(features.p_harm.items())}
             rows[name] = {"people": "harmful" if kind in HARMFUL else "harmless", "replies": len(bank)} | shares
     return pd.DataFrame(rows).T
 
