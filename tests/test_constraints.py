@@ -21,6 +21,7 @@ from dualppo.exact.bounds import (
     upper_hoeffding,
     upper_t,
 )
+from dualppo.losses.advantages import leave_one_out
 from dualppo.methods.base import train
 from dualppo.methods.baselines import Control
 from dualppo.methods.constraints import (
@@ -34,7 +35,6 @@ from dualppo.methods.constraints import (
     Verified,
     VerifiedConfig,
     gains_of,
-    leave_one_out_advantage,
     pessimistic_cost,
     pessimism,
 )
@@ -127,8 +127,8 @@ def test_a_dialogue_is_one_unit():
 def test_leave_one_out_is_the_mean_of_the_others(n, seed):
     values = torch.rand(2, n, generator=torch.Generator().manual_seed(seed))
     others = torch.stack([torch.cat([values[:, :i], values[:, i + 1 :]], 1).mean(1) for i in range(n)], 1)
-    assert torch.allclose(leave_one_out_advantage(values), values - others, atol=1e-5)
-    assert leave_one_out_advantage(torch.full((3, n), 0.7)).abs().max() == 0
+    assert torch.allclose(leave_one_out(values), values - others, atol=1e-5)
+    assert leave_one_out(torch.full((3, n), 0.7)).abs().max() == 0
 
 
 def test_pessimism_has_the_gradient_of_the_bound_by_finite_differences():
@@ -187,7 +187,7 @@ def test_a_fixed_price_is_a_weighted_sum(splits):
     learner = Shaped(splits, ShapedConfig(penalty=3.0, **SHORT), 0)
     assert learner.weights == (0.25, 0.75)
     reward = splits.train.reward[:5, :8]
-    wanted = leave_one_out_advantage(reward[..., 0] - 3 * (1 - reward[..., 1]))
+    wanted = leave_one_out(reward[..., 0] - 3 * (1 - reward[..., 1]))
     assert torch.allclose(learner.advantage(reward), wanted, atol=1e-6)
 
 

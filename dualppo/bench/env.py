@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Representation', 'Block', 'Blocks', 'Objectives', 'ObjectiveFunction', 'OBJECTIVES', 'Env', 'Graded', 'Seen',
-           'Splits', 'EnvConfig', 'represent', 'split_rows', 'make_envs', 'objective', 'with_objectives',
+           'Splits', 'EnvConfig', 'represent', 'split_rows', 'make_envs', 'env_of', 'objective', 'with_objectives',
            'add_objective']
 
 # %% ../../nbs/bench/08_env.ipynb #49f649bf
@@ -289,6 +289,14 @@ def make_envs(
 def _drawn_env(features: Features, rows: Tensor, spec: CandidateSpec, seed: int, *parts: Any) -> Graded:
     "An environment whose candidates are drawn by the specification."
     return _env(features, rows, draw_candidates(features, rows, spec, seed), *parts)
+
+
+def env_of(features: Features, rows: Tensor, cand: Tensor, gold: Tensor, *parts: Any) -> Graded:
+    """An environment of given candidates: pool ids Long `[S, N]`, slots of the human's reply Long `[S]`, -1 for none.
+
+    `parts` as `make_envs` hands them to its `one`.
+    """
+    return _env(features, rows, (cand, gold), *parts)
 
 
 def _env(

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .env import EnvConfig, Env, Graded, Splits, make_envs, with_objectives
+from .env import EnvConfig, Env, Graded, Splits, env_of, make_envs
 from dualppo.bench.features import (
     BENIGN,
     REFERENCE,
@@ -29,10 +29,8 @@ from dualppo.bench.features import (
     shown_id,
     text_id,
 )
-from .judges import AttributionJudge, encoder_of
-from .masking import safe_set
 from .replies import FORMULA, LISTED, is_replies, replies_path
-from .rewards import choose_tau_rel, context_embedding, cosine, gated, safety_reward, stack_objectives
+from .rewards import choose_tau_rel, context_embedding, cosine
 from ..core.errors import DataError
 from ..core.files import table_rows
 from ..core.tensors import read_tensors
@@ -136,51 +134,10 @@ def told_candidates(features: Features, n: int) -> Tensor:
     return torch.stack(rows)
 
 # %% ../../nbs/bench/08a_readable.ipynb #rd000012
-def _told_env(
-    features: Features,
-    rows: Tensor,
-    n: int,
-    seed: int,
-    config: EnvConfig,
-    x: Tensor,
-    anchor: Tensor,
-    pool: Tensor,
-    context: Tensor,
-    own: Tensor,
-    tau_rel: float,
-    judge: AttributionJudge | None,
-) -> Graded:
+def _told_env(features: Features, rows: Tensor, n: int, seed: int, *parts: Any) -> Graded:
     "The environment of some exchanges, as `make_envs` asks for one; nothing is drawn, so the seed is not used."
-    cand = told_candidates(features, n)[rows]
-    e, p = features.pool[cand], features.p_harm[config.reward_harm][cand]
-    agreement, relevance = cosine(features.pool[own[rows]][:, None], e), cosine(context[rows][:, None], e)
-    p = torch.where(features.unsafe_label[cand], p.clamp(min=config.label_floor), p)
-    names, reward = stack_objectives({"help": gated(agreement, relevance, tau_rel), "safe": safety_reward(p)})
-    nothing = torch.full(cand.shape, torch.nan)
-    p_good = judge.candidates(features.query[rows], features.knowledge[rows], e) if judge else nothing
-    env = Graded(
-        x=x,
-        anchor=anchor,
-        pool=pool,
-        cand=cand,
-        reward=reward,
-        p_harm=p,
-        allowed=safe_set(features.p_harm[config.mask_harm or config.reward_harm][cand], config.tau_mask),
-        gold=torch.zeros(len(rows), dtype=torch.long),
-        kind=features.kind[cand],
-        dialogue=features.dialogue[rows],
-        turn=features.turn[rows],
-        row=rows,
-        objectives=names,
-        encoder=encoder_of(features.card),
-        p_grade=features.p_harm[config.grade_harm][cand],
-        unsafe=features.unsafe_label[cand],
-        good=(p_good > AttributionJudge.threshold).float().masked_fill(p_good.isnan(), torch.nan),
-        similarity=agreement,
-        p_good=p_good,
-        tau_metric=config.tau_metric,
-    )
-    return env if config.objectives == names else with_objectives(env, config.objectives, features)
+    return env_of(features, rows, told_candidates(features, n)[rows], torch.zeros(len(rows), dtype=torch.long), *parts)
+
 
 # %% ../../nbs/bench/08a_readable.ipynb #rd000014
 def tutorial_splits(

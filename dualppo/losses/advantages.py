@@ -59,6 +59,10 @@ def exact_advantage(reward: Tensor, probs: Tensor) -> Tensor:
 
 
 def leave_one_out(reward: Tensor) -> Tensor:
-    "Advantages `[P, G]` of rewards `[P, G]`: each less the mean of the group's others (arXiv:2402.14740 §2)."
-    g = reward.shape[1]
-    return (reward - reward.mean(1, keepdim=True)) * (g / (g - 1))
+    """Advantages `[P, G]` of rewards `[P, G]`, G ≥ 2: each less the mean of the group's others (arXiv:2402.14740 §2).
+
+    Exactly 0 where it is no more than rounding, which Adam would make a step of.
+    """
+    g, off = reward.shape[1], reward - reward.mean(1, keepdim=True)
+    rounding = 8 * torch.finfo(reward.dtype).eps * reward.abs().amax(1, keepdim=True)
+    return torch.where(off.abs() > rounding, off * (g / (g - 1)), 0.0)

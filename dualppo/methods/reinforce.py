@@ -35,11 +35,7 @@ def baselined(reward: Tensor, baseline: Baseline) -> Tensor:
 
     Source: arXiv:2402.14740 §2 for leave_one_out.
     """
-    if baseline == "batch":
-        return normalise(reward.flatten()).view_as(reward)
-    rounding = 8 * torch.finfo(reward.dtype).eps * reward.abs().amax()
-    advantage = leave_one_out(reward)
-    return torch.where(advantage.abs() > rounding, advantage, 0.0)
+    return normalise(reward.flatten()).view_as(reward) if baseline == "batch" else leave_one_out(reward)
 
 
 @learns(ReinforceConfig, "reinforce")
