@@ -22,6 +22,7 @@ from .constitution import Constitution, ConstitutionConfig
 from .dense import Dense, DenseConfig
 from .offline import Offline, OfflineConfig
 from .policy import WritingPolicy
+from .ppo_max import TokenPPOMax, TokenPPOMaxConfig
 from .prompts import Lesson
 from .writer import Writer, WriterConfig
 
@@ -92,6 +93,15 @@ WRITERS: dict[str, WriterRow] = {
         "Dense DPO, as released", "weight 1.1, no N: the released command",
         DenseConfig(corrected_weight=1.1, dpo_beta=0.1, averaged=False),
     ),
+    "instruct_ppo": WriterRow(
+        "PPO, InstructGPT's", "KL of each token paid, references beside", TokenPPOMaxConfig(kl_coef=0.02, ptx_coef=0.5)
+    ),
+    "ppo_max": WriterRow(
+        "PPO-max", "the same with every trick of its study",
+        TokenPPOMaxConfig(
+            reward_scale="normalise", reward_clip=5.0, critic_epochs=1, value_clip=0.2, ptx_coef=0.5
+        ),
+    ),
     "constitution": WriterRow(
         "Constitutional", "imitates its better revisions, then RLOO", ConstitutionConfig()
     ),
@@ -102,6 +112,7 @@ TOKEN_LEARNERS: dict[type[WriterConfig], type[Writer]] = {  # of configurations 
     OfflineConfig: Offline,
     DenseConfig: Dense,
     ConstitutionConfig: Constitution,
+    TokenPPOMaxConfig: TokenPPOMax,
 }
 
 
@@ -120,6 +131,8 @@ TOKEN_SOURCES: dict[str, tuple[str, tuple[str, ...]]] = {  # how a title begins 
     "GRPO": ("arXiv:2402.03300 §4.1.2", ("002",)),
     "GDPO": ("NVlabs/GDPO", ()),
     "PPO-Lagrangian": ("arXiv:2310.12773 §3.4", ("000", "001", "002")),
+    "PPO-max": ("arXiv:2307.04964 §5.4", ("002",)),
+    "PPO, InstructGPT": ("arXiv:2203.02155 eq. 2", ("001",)),
     "PPO": ("arXiv:1707.06347 eq. 7", ("000", "001")),
     "Dual PPO, ptx": ("arXiv:2203.02155 eq. 2", ("001",)),
     "Dual PPO": ("seed 000 Alg. 1", ("000",)),

@@ -235,10 +235,13 @@ class Crediting(Asking):
             returns.append(target)
         return advantages, returns
 
+    def paid(self, written: Written) -> Tensor:
+        "What the end of every reply earns with a critic, before the KL: `[N, C]`."
+        return written.reward if self.config.critic == "vector" else (written.reward @ self.weights)[:, None]
+
     def _token_credits(self, written: Written, kl: Tensor) -> tuple[Channels, Channels]:
         vector = self.config.critic == "vector"
-        reward = written.reward if vector else (written.reward @ self.weights)[:, None]
-        advantages, returns = self._along(written, reward, kl)
+        advantages, returns = self._along(written, self.paid(written), kl)
         mixed = [a @ (self.weights if vector else a.new_ones(1)) for a in advantages]
         masks = [draw.replies.mask.cpu() for draw in written.masked.draws]
         real = self._everywhere(torch.cat([a[mask] for a, mask in zip(mixed, masks)]))
@@ -372,6 +375,10 @@ class Improving(Crediting):
         given = self.policy.taught(asked, [self.lesson.train[i].reference for i in rows.tolist()], c.longest)
         return -self.policy.log_probs(asked, given)[given.mask].mean()
 
+    def value_loss(self, value: Tensor, target: Tensor, where: tuple[int, Tensor, Tensor]) -> Tensor:
+        "The critic's loss of values `[m, C]`: those of the tokens `mask` of rows `rows` of a draw, as `where` says."
+        return value_loss(value, target)
+
     def _fit_critic(self, written: Written, returns: Channels, batch: Tensor) -> None:
         "One step of the critic towards the returns; with several processes, of their mean gradient."
         if self.critic is None or self.fitter is None:
@@ -380,7 +387,8 @@ class Improving(Crediting):
         for d, draw, rows in self._parts(written, batch):
             mask = draw.replies.mask.cpu()
             value = self.critic(draw.replies.states.cpu()[mask])
-            loss = loss + value_loss(value, returns[d][rows][mask]) * mask.sum() / (len(batch) * self.config.group)
+            one = self.value_loss(value, returns[d][rows][mask], (d, rows, mask))
+            loss = loss + one * mask.sum() / (len(batch) * self.config.group)
         self.fitter.zero_grad()
         loss.backward()
         for p in self.critic.parameters():
