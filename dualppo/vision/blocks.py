@@ -8,6 +8,7 @@ __all__ = ['Standard', 'BLOCKS', 'BlockSpec', 'EncodedBlock', 'encoded', 'Fitted
            'block_sensitivity', 'ProjectionConfig', 'Projection', 'fit_projection', 'told_apart', 'with_sight']
 
 # %% ../../nbs/vision/60_blocks.ipynb #309ef815
+import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
@@ -194,6 +195,10 @@ def encodes(
 
 def block_spec(name: str) -> BlockSpec:
     "The specification of a registered block. Raises DataError for an unknown name."
+    if name == "vision" and name not in BLOCKS:  # those of the next notebooks, which are loaded when they are asked for
+        importlib.import_module("dualppo.vision.efficientnet")
+    elif name == "audio" and name not in BLOCKS:
+        importlib.import_module("dualppo.vision.audio")
     if name not in BLOCKS:
         raise DataError(f"no block {name!r} is registered{nearest(name, sorted(BLOCKS))}")
     return BLOCKS[name][0]

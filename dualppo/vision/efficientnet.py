@@ -22,6 +22,7 @@ from ..core.files import atomic_write, read_bytes
 from ..core.places import set_aside
 from ..core.tensors import safetensors_bytes, tensors_of
 from ..text.harm import Carrier, read_carrier
+from .blocks import encodes
 from .images import LIMITS, PictureLimits, open_picture, square
 from ..writing.smollm import model_cache
 
@@ -150,6 +151,7 @@ def pixels_of(item: Any, limits: PictureLimits = LIMITS) -> Tensor:
     return square(open_picture(item, limits) if isinstance(item, (str, Path, bytes)) else item.convert("RGB"))
 
 
+@encodes("vision", 1280, LITE0_SHA256, standard="source", optional=True)
 class EfficientNet:
     "E_vision offline (Def. 1): frozen EfficientNet-lite0, pictures → `[n, 1280]`, each row from its picture alone."
 
