@@ -273,7 +273,7 @@ def with_blocks(
         if name in blocks and len(blocks[name]) <= max(int(r.max()) for r in rows):
             raise DataError(f"block '{name}' has {len(blocks[name])} rows, the features have more; give one to each.")
     fitted = {name: fit_block(blocks[name], splits.train.row) for name in names if name in blocks}
-    envs = {
+    envs: dict[str, Any] = {
         field: replace(env, x=torch.cat([env.x, concat(blocks, names, env.row, fitted)], 1))
         for field, env in _all_of(splits).items()
     }
@@ -301,7 +301,7 @@ def keep_blocks(blocked: BlockedSplits, names: Sequence[str]) -> BlockedSplits:
         if name not in blocked.spans:
             raise DataError(f"no block {name!r} in this state{nearest(name, list(blocked.spans))}")
     at = torch.cat([torch.arange(blocked.spans[name].start, blocked.spans[name].stop) for name in names])
-    envs = {field: replace(env, x=env.x[:, at]) for field, env in _all_of(blocked.splits).items()}
+    envs: dict[str, Any] = {field: replace(env, x=env.x[:, at]) for field, env in _all_of(blocked.splits).items()}
     z, spans, start = blocked.splits.scale, {}, 0
     for name in names:
         wide = blocked.spans[name].stop - blocked.spans[name].start
@@ -393,4 +393,5 @@ def with_sight(blocked: BlockedSplits, name: str, head: Projection, weight: floa
         there = columns[:, -1:] if spec.optional else torch.ones_like(seen[:, :1])
         return replace(env, anchor=unit_rows(env.anchor + weight * there * seen))
 
-    return replace(blocked.splits, **{field: seeing(env) for field, env in _all_of(blocked.splits).items()})
+    envs: dict[str, Any] = {field: seeing(env) for field, env in _all_of(blocked.splits).items()}
+    return replace(blocked.splits, **envs)
