@@ -1,6 +1,6 @@
 """What pictures cost: opening and encoding one, memory, the block's price in an epoch, and growth with states.
 
-`python benchmarks/pictures.py` writes results/pictures.json. The pictures are noise made here; the ratios are of one run.
+`python benchmarks/pictures.py` writes results/pictures.json. The pictures are noise; the ratios are of one run.
 """
 
 import io
@@ -56,7 +56,7 @@ def encoding(n: int, rounds: int) -> dict:
 
 
 def epochs(share: float, rounds: int) -> dict:
-    """Seconds of two epochs of the exact gradient on a share of the training dialogues, with and without 1,280 columns."""
+    """Seconds of two epochs of the exact gradient on a share of training, with and without 1,280 columns."""
     features, few = load_features(), configure(method("exact_gradient"), {"epochs": 2})
     splits = make_envs(features, STRESS, 0, EnvConfig(train_share=share))
     seen = torch.randn(len(features), 1280, generator=torch.Generator().manual_seed(0))
