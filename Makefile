@@ -66,8 +66,8 @@ test: lint  ## everything CI runs
 	@PATH="$(abspath $(BIN)):$$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 \
 	  $(BIN)/python -m pytest -q -n $(WORKERS) tests/test_workflow.py tests/test_features.py tests
 
-bench: env  ## speed, scale, encoding, MOLMA, writing (about half an hour; leave the machine alone meanwhile)
-	@for name in speed scale encoding molma writing report; do HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
+bench: env  ## speed, scale, encoding, pictures, MOLMA, writing (about half an hour; leave the machine alone meanwhile)
+	@for name in speed scale encoding pictures molma writing report; do HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 readme: env  ## write the generated parts of README.md from outputs/published
 	@$(BIN)/python tools/readme.py

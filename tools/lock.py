@@ -16,7 +16,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCKER = "uv==0.13.9"
-EXTRAS = ("dev", "build", "detoxify", "chitchat", "workflow", "writing", "hf", "trl", "aggregators", "fuzz", "bench")
+EXTRAS = tuple(
+    "dev build detoxify pictures chitchat workflow writing hf trl aggregators fuzz bench".split()
+)
 # One exact torch everywhere: the CPU build where a machine offers it, else the index's, which on Linux is CUDA's.
 TORCH = "torch==2.13.0"
 PLATFORMS = tuple(f"sys_platform == '{name}' and python_version < '3.13'" for name in ("linux", "darwin"))
