@@ -17,9 +17,9 @@ from hypothesis import settings  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 
 # What is drawn is the same in every run, so that a change is judged by what it changed. `HYPOTHESIS_PROFILE=search`
-# draws anew, and so does the fuzzing campaign in tests/fuzz.
-settings.register_profile("again", derandomize=True)
-settings.register_profile("search")
+# draws anew, and so does the fuzzing campaign in tests/fuzz. No test is timed: machines are shared.
+settings.register_profile("again", derandomize=True, deadline=None)
+settings.register_profile("search", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "again"))
 
 
