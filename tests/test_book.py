@@ -32,14 +32,13 @@ def faults(name):
     learned = [i for i, c in enumerate(found) if c["cell_type"] == "markdown" and "## What we learned" in source(c)]
     if len(heads) != 1 or not learned:
         return ["needs one cell '## Exercises' and one '## What we learned'"]
-    said = source(found[heads[0]])
+    said, order = source(found[heads[0]]), [*heads, *solved, learned[-1]]
     return [
         text
         for text, wrong in (
             ("two numbered questions", "\n1. " not in said or "\n2. " not in said),
-            ("solutions 1 and 2", [source(found[i]).splitlines()[0] for i in solved] != ["# Solution 1", "# Solution 2"]),
-            ("the order exercises, solutions, what we learned", [*heads, *solved] != sorted([*heads, *solved])
-             or max([*heads, *solved]) > learned[-1]),
+            ("solutions 1 and 2", [source(found[i]).splitlines()[0][11:] for i in solved] != ["1", "2"]),
+            ("the order exercises, solutions, what we learned", order != sorted(order)),
             ("folded solutions", any(found[i]["metadata"] != FOLD for i in solved)),
             ("an assert in each solution", any("assert " not in source(found[i]) for i in solved)),
         )
