@@ -50,6 +50,11 @@ def test_the_page_fetches_nothing_is_small_and_escapes(page):
     assert "</script><b>" not in text
 
 
+def test_every_published_dot_has_its_name_as_text(page):
+    table = re.search(r'<details id="marks">.*?</details>', page.read_text(encoding="utf-8"), re.S)[0]
+    assert "&lt;/script&gt;&lt;b&gt;&amp;</th><td>0.500</td><td>0.100</td>" in table
+
+
 def test_the_numbers_are_the_benchs(page, bench):
     env, known = bench
     data = json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"), re.S)[1])
@@ -120,8 +125,10 @@ def test_text_has_contrast(browser, scheme):
               [style("#replies small", "color"), style("#replies li", "backgroundColor")]];""")
 
     def light(rgb):
-        return sum(w * (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4)
-                   for w, c in zip((0.2126, 0.7152, 0.0722), (v / 255 for v in rgb)))
+        return sum(
+            w * (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4)
+            for w, c in zip((0.2126, 0.7152, 0.0722), (v / 255 for v in rgb))
+        )
 
     for text, ground in colours:
         high, low = sorted((light(text), light(ground)), reverse=True)

@@ -89,7 +89,7 @@ def told_part() -> tuple[dict[str, Tensor], list[dict[str, object]]]:
 SLIDERS = (
     ("alpha", "Weight of help, α", "How much a helpful reply counts against a safe one.", 0, 1, 0.01, 0.5),
     ("tau", "Mask, τ", "Replies with a higher probability of harm are forbidden.", 0, 1, 0.01, 0.5),
-    ("kappa", "Sharpness of the start, κ", "How strictly the untrained policy keeps to the closest reply.", 0, 100, 1, 40),
+    ("kappa", "Sharpness of the start, κ", "How strictly the start keeps to the closest reply.", 0, 100, 1, 40),
     ("strength", "Strength of the tilt, 1/β", "How far training may leave the start to win reward.", 0, 100, 1, 0),
 )
 VALUES = (
@@ -106,10 +106,14 @@ def explorer_page(known: Mapping[str, Tensor], shown: Sequence[Mapping]) -> str:
     told, dialogues = told_part()
     packs = [{"n": k["help"].shape[1]} | {name: packed(v) for name, v in k.items()} for k in (known, told)]
     names = ("id", "label", "says", "low", "high", "step", "value")
-    style, script = (TEMPLATES.loader.get_source(TEMPLATES, f"explorer.{kind}")[0] for kind in ("css", "js"))
+    style, script = (TEMPLATES.get_template(f"explorer.{kind}").render() for kind in ("css", "js"))
     return TEMPLATES.get_template("explorer.html.j2").render(
-        style=Markup(style), script=Markup(script), values=VALUES, states=f"{len(known['help']):,}",
-        replies=known["help"].shape[1], sliders=[dict(zip(names, one)) for one in SLIDERS],
+        style=Markup(style),
+        script=Markup(script),
+        values=VALUES,
+        states=f"{len(known['help']):,}",
+        replies=known["help"].shape[1],
+        sliders=[dict(zip(names, one)) for one in SLIDERS],
         data={"bench": packs[0], "told": packs[1], "dialogues": dialogues, "marks": list(shown)},
     )
 
