@@ -5,19 +5,24 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from test_report import Tree
+from test_tables import NAMES, record, store
 
 from dualppo.bench.candidates import STRESS
 from dualppo.bench.env import make_envs
 from dualppo.bench.features import load_features
 from dualppo.bench.masking import mask_logits
+from dualppo.cli import main
 from dualppo.exact.metrics import evaluate
 from dualppo.show import explorer
+from dualppo.show.report import PAGE_BEGINS
 
+PUBLISHED = Path(__file__).parents[1] / "outputs" / "published"
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 REQUIRED = os.environ.get("DUALPPO_BROWSER") == "required"
 OPTIONS = (
@@ -53,6 +58,19 @@ def test_the_page_fetches_nothing_is_small_and_escapes(page):
 def test_every_published_dot_has_its_name_as_text(page):
     table = re.search(r'<details id="marks">.*?</details>', page.read_text(encoding="utf-8"), re.S)[0]
     assert "&lt;/script&gt;&lt;b&gt;&amp;</th><td>0.500</td><td>0.100</td>" in table
+
+
+def test_report_writes_and_links_it_only_for_runs_on_the_packages_features(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(explorer, "explorer_page", lambda known, shown: f"{PAGE_BEGINS}{len(shown)} marks")
+    store(elsewhere := tmp_path / "elsewhere", [record(n, s) for n in NAMES for s in ("clean", "stress")])
+    (kept := tmp_path / "shipped/runs/custom/stress").mkdir(parents=True)
+    for name in ("random", "similarity"):
+        shutil.copy(PUBLISHED / f"runs/paper/stress/{name}.json", kept)
+    for outputs, shipped in ((elsewhere, False), (tmp_path / "shipped", True)):
+        assert main(["report", "--outputs", str(outputs)]) == 0
+        assert (outputs / "explorer.html").is_file() == shipped == ("explorer.html" in capsys.readouterr().out)
+        assert ('href="explorer.html"' in (outputs / "report.html").read_text(encoding="utf-8")) == shipped
+    assert (outputs / "explorer.html").read_text(encoding="utf-8").endswith("2 marks")
 
 
 def test_the_numbers_are_the_benchs(page, bench):
@@ -109,6 +127,7 @@ def test_arrow_keys_give_pythons_values(browser, bench, width):
         alpha, tau, kappa, strength = at["alpha"] / 100, at["tau"] / 100, at["kappa"], at["strength"] ** 2 / 50
         expected = explorer.exact_values(bench[1], alpha, tau, kappa, strength)
         assert seen == pytest.approx(expected, abs=1e-6), (width, at)
+        assert "\u22120.000" not in browser.find_element("id", "values").text
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 

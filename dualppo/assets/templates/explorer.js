@@ -111,7 +111,10 @@ data.marks.forEach(mark => {
 });
 const ring = add("circle", { class: "ring", r: 9 }), now = add("circle", { class: "now", r: 6 });
 
-const fixed = (number, digits = 3) => number.toFixed(digits).replace("-", "\u2212");
+const fixed = (number, digits = 3) => {
+  const shown = number.toFixed(digits);
+  return shown.replace("-", Number(shown) === 0 ? "" : "\u2212");
+};
 const speak = set => {
   const said = { alpha: `${fixed(100 * set.alpha, 0)} % help`, tau: fixed(set.tau, 2), kappa: fixed(set.kappa, 0),
     strength: fixed(set.strength, 1) };
