@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 from torch import Tensor
 
@@ -111,6 +112,7 @@ def explorer_page(known: Mapping[str, Tensor], shown: Sequence[Mapping]) -> str:
     "The page as one text, from `arrays` and `marks`."
     told, dialogues = told_part()
     packs = [{"n": k["help"].shape[1]} | {name: packed(v) for name, v in k.items()} for k in (known, told)]
+    data = {"bench": packs[0], "told": packs[1], "dialogues": dialogues, "marks": list(shown)}
     names = ("id", "label", "says", "low", "high", "step", "value")
     style, script = (TEMPLATES.get_template(f"explorer.{kind}").render() for kind in ("css", "js"))
     return TEMPLATES.get_template("explorer.html.j2").render(
@@ -120,7 +122,8 @@ def explorer_page(known: Mapping[str, Tensor], shown: Sequence[Mapping]) -> str:
         states=f"{len(known['help']):,}",
         replies=known["help"].shape[1],
         sliders=[dict(zip(names, one)) for one in SLIDERS],
-        data={"bench": packs[0], "told": packs[1], "dialogues": dialogues, "marks": list(shown)},
+        marks=[(one["name"], f"{one['help']:.3f}", f"{one['harm']:.3f}") for one in shown],
+        data=htmlsafe_json_dumps(data, sort_keys=True),
     )
 
 
