@@ -55,6 +55,7 @@ from .writing.course import WRITERS, writer_row
 from .writing.starts import ModelName, WriterStart
 from .writing.stored import load_speaker
 from .papers.molma import write_molma
+from .show.explorer import has_marks, write_explorer
 from .show.report import write_report
 from .bench.replies import add_scores
 from .bench.sources import data_argument, features_path
@@ -724,12 +725,17 @@ def _train_tokens(args: TrainTokens, more: Mapping[str, object], console: Consol
 
 
 def _report(args: WriteReport, console: Console) -> int:
-    "The ledger, where there are runs that the paper's claims can be held against, and the page."
+    """The ledger, where there are runs that the paper's claims can be held against, and the page.
+
+    And the explorer, where runs of its seed are on the features that come with the package.
+    """
     outputs = args.outputs or default_outputs()
     folder = args.profile or shown_folder(outputs)
     read_runs(outputs, folder)  # a folder without runs is a mistake, not an empty page
     evidence = any(records_at(outputs, profile) for profile in (registration().profile, "quick"))
-    written = [*([write_ledger(outputs)] if evidence else []), write_report(outputs, folder=folder)]
+    explorer = [write_explorer(outputs, folder)] if has_marks(records_at(outputs, folder)) else []
+    page = write_report(outputs, folder=folder, explorer=bool(explorer))
+    written = [*([write_ledger(outputs)] if evidence else []), *explorer, page]
     console.print(Text(f"Written: {', '.join(map(str, written))}"))
     return 0
 

@@ -20,7 +20,7 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -513,13 +513,14 @@ class Section:
 class Page:
     """What `render` lays out: what was found, for the abstract; figures (label, value); the sections in order.
 
-    `own`: the name of the data if it is somebody's own.
+    `own`: the name of the data if it is somebody's own. `explorer`: whether `explorer.html` stands beside the page.
     """
 
     findings: tuple[Markup, ...] = ()
     numbers: tuple[tuple[str, object], ...] = ()
     sections: tuple[Section, ...] = ()
     own: str = ""
+    explorer: bool = False
 
 # %% ../../nbs/show/3b_report.ipynb #4903f766
 def render(page: Page) -> str:
@@ -617,14 +618,16 @@ def compared_html(records: Sequence[Mapping], published: Path, folder: str) -> M
 PAGE_BEGINS = '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta http-equiv="Content-Security'
 
 
-def write_report(outputs: Path, published: Path | None = None, folder: str | None = None) -> Path:
+def write_report(
+    outputs: Path, published: Path | None = None, folder: str | None = None, explorer: bool = False
+) -> Path:
     """Write `report.html` into a folder of outputs, whole or not at all; returns its path.
 
     published: committed results to stand beside these, if they are others. folder: whose tables; default: see
-    `shown_folder`. Raises DataError if a file cannot be read or written.
+    `shown_folder`. explorer: link `explorer.html` beside it. Raises DataError if a file cannot be read or written.
     """
     outputs = Path(outputs)
     other = Path(published) if published and Path(published).resolve() != outputs.resolve() else None
-    page = render(gather(outputs, other, folder or shown_folder(outputs)))
+    page = render(replace(gather(outputs, other, folder or shown_folder(outputs)), explorer=explorer))
     renew(path := outputs / "report.html", page, PAGE_BEGINS)
     return path
