@@ -310,8 +310,8 @@ def picture_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 def picture_verdicts(plan: PicturePlan, frame: pd.DataFrame) -> pd.DataFrame:
     """A row per hypothesis: mean, bounds of the t-interval over seeds, n, what was asked, and whether it holds.
 
-    A difference holds if its sign is the claimed one at the plan's level, Holm over the differences, and the ratio, where
-    one was registered, is kept; a bound holds if the mean keeps it. None where fewer than two seeds have run.
+    A difference holds if its sign is the claimed one at the plan's level, Holm over the differences, and the ratio,
+    where one was registered, is kept; a bound holds if the mean keeps it. None where fewer than two seeds have run.
     """
     rows, tested = {}, []
     for one in plan.hypotheses:

@@ -7,7 +7,6 @@ __all__ = ['MEL', 'MelConfig', 'mel', 'from_mel', 'mel_centres', 'mel_filters', 
 
 # %% ../../nbs/vision/64_audio.ipynb #0f44e93d
 import hashlib
-import math
 from collections.abc import Sequence
 from typing import Any
 

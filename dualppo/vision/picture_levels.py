@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..bench.env import Env, Graded
-from ..methods.guards import CUTS, SEVERITIES, GuardConfig, forbidden_mass, mean_draws, regenerated, severity
+from ..methods.guards import CUTS, SEVERITIES, forbidden_mass, mean_draws, regenerated, severity
 from ..policies.policy import all_log_probs
 from .picture_bench import LEVEL_HARM, OFFERED, Scene
 
