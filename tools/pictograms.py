@@ -15,7 +15,6 @@ import json
 import re
 import subprocess
 import sys
-import tarfile
 import tomllib
 import zlib
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from dualppo.bench.features import quantise
 from dualppo.core.files import atomic_write
 from dualppo.core.tensors import safetensors_bytes
+from dualppo.text.download import extract_safely
 from dualppo.text.encoders import MiniLM, encoder_identity
 from dualppo.vision.efficientnet import LITE0_SHA256, EfficientNet
 
@@ -67,8 +67,7 @@ def fetched(package: str, version: str, sha256: str, work: Path) -> Path:
     if found != sha256:
         raise SystemExit(f"{archive}: sha256 {found}, but assets/pictograms.toml pins {sha256}.")
     if not folder.exists():
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
+        extract_safely(archive, folder)
     return folder / "package"
 
 
