@@ -1,0 +1,131 @@
+"""The pictograms: files are those of the card, folds hold out whole, words give nothing away, masks and arms hold."""
+
+import hashlib
+import json
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from dualppo.core.errors import DataError
+from dualppo.papers.picture_study import picture_plan, read_picture_plan
+from dualppo.vision.pictograms import CELLS, STEMS, fold, load_pictograms, nearest_by_family, standardised_pictures
+from dualppo.vision.picture_bench import OFFERED, THREATS, PictureConfig, asked, offers, picture_envs, picture_scene
+
+ASSETS = Path(str(resources.files("dualppo") / "assets"))
+
+
+@pytest.fixture(scope="module")
+def p():
+    return load_pictograms()
+
+
+@pytest.fixture(scope="module")
+def scene(p):
+    return picture_scene(p, 3, PictureConfig(components=8, states=64, dev_states=32, test_states=64))
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_files_are_those_of_the_card(stem):
+    card = json.loads((ASSETS / "pictograms.json").read_text(encoding="utf-8"))
+    assert hashlib.sha256((ASSETS / f"{stem}.safetensors").read_bytes()).hexdigest() == card["sha256"][stem]
+
+
+def test_another_file_is_refused_in_a_sentence(tmp_path):
+    for name in ("pictograms.json", "pictograms-sharealike.safetensors"):
+        (tmp_path / name).write_bytes((ASSETS / name).read_bytes())
+    content = (ASSETS / "pictograms-sharealike.safetensors").read_bytes()
+    (tmp_path / "pictograms.safetensors").write_bytes(content)  # sound, but of another name
+    with pytest.raises(DataError, match=r"pictograms\.safetensors.*not the file that its card names"):
+        load_pictograms(folder=tmp_path)
+
+
+def test_share_alike_designs_can_be_left_out(p):
+    alike = {one["name"] for one in p.card["designs"] if "SA" in one["licence"]}
+    open_ = load_pictograms(share_alike=False)
+    assert {open_.designs[i] for i in open_.design.unique()} == set(p.designs) - alike
+    assert torch.equal(open_.x, p.x[: len(open_)])
+
+
+def test_every_design_is_attributed(p):
+    said = (Path(__file__).parents[1] / "ATTRIBUTION.md").read_text(encoding="utf-8")
+    for one in p.card["designs"]:
+        row = next(line for line in said.splitlines() if line.startswith(f"| {one['name']} |"))
+        assert f"`{one['package']}` {one['version']}" in row and one["attribution"] in row and one["licence"] in row
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_folds_hold_out_whole_families_and_objects(p, seed):
+    f = fold(p, seed)
+    families = {
+        name: {p.family_names[i] for i in p.family[f.rows(name)].unique().tolist()}
+        for name in CELLS
+        if len(f.rows(name))
+    }
+    objects = {name: set(p.object[f.rows(name)].tolist()) for name in CELLS}
+    held = set(f.held.nonzero().squeeze(1).tolist())
+    assert f.test_family != f.dev_family
+    for name in ("train", "dev", "new_picture", "unseen_object"):
+        assert not families[name] & {f.test_family, f.dev_family}
+    assert families["unseen_family"] == families["unseen_both"] == {f.test_family}
+    assert families["dev_family"] == {f.dev_family}
+    for name in CELLS:
+        assert objects[name] <= held if name in ("unseen_object", "unseen_both") else not objects[name] & held
+    for level in p.level.unique():  # the same share of every level
+        of_level = p.level == level
+        assert int((f.held & of_level).sum()) == round(0.2 * int(of_level.sum()))
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_words_give_nothing_away(p, seed):
+    "Over the faces of the die any score of a state's words has AUC 1/2, to rounding."
+    draw = np.random.default_rng(seed)
+    offer = offers(p, torch.arange(len(p.names)), 40, draw)
+    danger = p.dangerous[offer]
+    assert (danger.sum(1) == THREATS).all()
+    score = np.repeat(draw.normal(size=(40, 1)), OFFERED, 1)
+    assert abs(roc_auc_score(danger.flatten(), score.flatten()) - 0.5) < 1e-12
+
+
+def test_the_die_is_fair_and_the_picture_shows_the_thing(p):
+    a = asked(p, fold(p, 0).rows("train"), 4000, 1)
+    assert torch.equal(p.object[a.picture], a.pictured)
+    counts = torch.bincount(a.slot, minlength=OFFERED).double()
+    assert ((counts - 500) ** 2 / 500).sum() < 24.3  # chi-square of 7 degrees of freedom, p = .001
+
+
+def test_a_text_only_state_does_not_change_with_the_picture(p, scene):
+    text = picture_envs(scene, "text").train
+    a = scene.asked["train"]
+    other = replace(a, picture=a.picture.flip(0), slot=(a.slot + 1) % OFFERED)
+    again = picture_envs(replace(scene, asked={**scene.asked, "train": other}), "text").train
+    assert (
+        torch.equal(text.x, again.x) and torch.equal(text.anchor, again.anchor) and torch.equal(text.cand, again.cand)
+    )
+
+
+def test_the_true_mask_leaves_no_harm_and_the_guard_ignores_its_own_family(p, scene):
+    for env in (picture_envs(scene, "both", "true").cells or {}).values():
+        assert (env.p_harm * env.allowed).max() == 0 and env.allowed.any(1).all()
+    train = scene.fold.rows("train")
+    some = train[0]
+    same = p.family[train] == p.family[some]
+    near = nearest_by_family(standardised_pictures(p, train), some[None], train, p.family)
+    assert (near[0, same] == -1).all() and (near[0, ~same] > -1).all()
+
+
+def test_a_broken_registration_is_one_sentence():
+    text = (ASSETS / "picture_registration.toml").read_text(encoding="utf-8")
+    assert len(picture_plan().arms) == 2 * 4 * 6 * 3
+    with pytest.raises(DataError, match="is not registered"):
+        read_picture_plan(text.replace("similarity/both/so_ppo/true", "similarity/both/nobody/true"))
+    with pytest.raises(DataError, match="not a registration"):
+        read_picture_plan(text.replace("[scene]", "[scenery]"))
