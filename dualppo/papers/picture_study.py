@@ -15,6 +15,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata, resources
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from torch import Tensor
 from ..bench.env import Graded
 from ..core.config import listed
 from ..core.errors import DataError
-from ..core.files import atomic_write, read_text
+from ..core.files import SCRATCH, atomic_write, read_text
 from ..core.locks import lock
 from ..core.places import inside
 from ..exact.front import front
@@ -44,6 +45,8 @@ from ..vision.exact_ppo import ExactPPOConfig
 from ..vision.pictograms import Pictograms
 from dualppo.vision.picture_bench import (
     OFFERED,
+    Eyes,
+    Inputs,
     PictureConfig,
     PictureSplits,
     Scene,
@@ -67,9 +70,9 @@ class PictureArm:
     "A method, what it sees, what is masked, where it starts."
 
     start: str
-    inputs: Any
+    inputs: Inputs
     method: str
-    eyes: Any
+    eyes: Eyes
 
     @property
     def key(self) -> str:
@@ -253,7 +256,7 @@ def run_picture_seed(
 ) -> None:
     "What is missing of a seed; the file is written after every arm. Somebody else's seed is left alone."
     path = picture_path(outputs, seed)
-    held = lock(path.with_suffix(".lock"), wait=False)
+    held = lock(path.with_name(f"{SCRATCH}{path.stem}.lock"), wait=False)
     if held is None:
         return say(f"seed {seed}: another process is at work on it")
     with held:
@@ -266,13 +269,12 @@ def run_picture_seed(
         scene = picture_scene(p, seed, plan.scene)
         record |= {"families": {"test": scene.fold.test_family, "dev": scene.fold.dev_family}}
         record |= {"guard": finite(guard_measures(scene))}
-        seen: tuple[Any, ...] = ()
-        for number, arm in enumerate(missing, 1):
-            if seen[:1] != ((arm.inputs, arm.eyes),):
-                seen = (arm.inputs, arm.eyes), picture_envs(scene, arm.inputs, arm.eyes)
-            record["arms"][arm.key] = train_picture_arm(plan, arm, scene, seen[1])
-            atomic_write(path, json.dumps(record, indent=1, sort_keys=True) + "\n")
-            say(f"seed {seed}: {number}/{len(missing)} {arm.key}")
+        for (inputs, eyes), alike in groupby(missing, key=lambda arm: (arm.inputs, arm.eyes)):
+            splits = picture_envs(scene, inputs, eyes)
+            for arm in alike:
+                record["arms"][arm.key] = train_picture_arm(plan, arm, scene, splits)
+                atomic_write(path, json.dumps(record, indent=1, sort_keys=True) + "\n")
+                say(f"seed {seed}: {len(record['arms'])}/{len(plan.arms)} {arm.key}")
 
 
 def run_picture_study(

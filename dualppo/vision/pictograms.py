@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STEMS', 'NO_DANGER', 'FEATURES', 'CELLS', 'HELD', 'KEPT', 'inflated', 'Pictograms', 'load_pictograms', 'thumbnails',
-           'rater_kappa', 'Fold', 'fold', 'standardised_pictures', 'nearest_by_family']
+           'Fold', 'fold', 'standardised_pictures', 'nearest_by_family']
 
 # %% ../../nbs/vision/65_pictograms.ipynb #adb9b5a3
 import hashlib
@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ..bench.features import dequantise
+from ..bench.trajectories import ZScore
 from ..core.errors import DataError, bad_input
 from ..core.files import load_json
 from ..core.tensors import read_tensors
@@ -137,13 +139,6 @@ def _checked(path: Path, card: Mapping[str, Any]) -> dict[str, Tensor]:
         raise bad_input(path, None, "", "not the file that its card names", "install the package again")
     return tensors
 
-# %% ../../nbs/vision/65_pictograms.ipynb #c138eb95
-def rater_kappa(a: Tensor, b: Tensor) -> float:
-    "Cohen's kappa of two raters' verdicts Bool `[n]`; 1 where both always say the same."
-    a, b = a.double(), b.double()
-    observed, expected = (a == b).double().mean(), a.mean() * b.mean() + (1 - a.mean()) * (1 - b.mean())
-    return 1.0 if expected == 1 else ((observed - expected) / (1 - expected)).item()
-
 # %% ../../nbs/vision/65_pictograms.ipynb #7e23c720
 CELLS = ("train", "dev", "new_picture", "dev_family", "unseen_family", "unseen_object", "unseen_both")
 HELD, KEPT = (
@@ -191,8 +186,7 @@ def fold(p: Pictograms, seed: int) -> Fold:
 # %% ../../nbs/vision/65_pictograms.ipynb #3a19e63f
 def standardised_pictures(p: Pictograms, rows: Tensor) -> Tensor:
     "Unit rows `[n, 1280]`: features standardised by the pictures Long `rows`, then scaled to norm 1."
-    some = p.x[rows]
-    return torch.nn.functional.normalize((p.x - some.mean(0)) / some.std(0).clamp(min=1e-3), dim=1)
+    return normalize(ZScore.fit(p.x[rows])(p.x), dim=1)
 
 
 def nearest_by_family(unit: Tensor, rows: Tensor, among: Tensor, family: Tensor) -> Tensor:

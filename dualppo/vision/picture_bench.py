@@ -14,6 +14,7 @@ from typing import Literal, cast
 
 import numpy as np
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,6 +24,7 @@ from ..bench.judges import encoder_of
 from ..bench.trajectories import ZScore
 from ..core.config import Count, Share, Width, config
 from ..core.errors import DataError
+from ..text.harm import calibration_error, class_weights, reliability
 from dualppo.vision.pictograms import (
     CELLS,
     Fold,
@@ -123,29 +125,18 @@ def platt(score: Tensor, rows: Tensor, label: Tensor, prior: float) -> Tensor:
 
     Labels Bool `[n]` are weighed as if a share `prior` of them were true.
     """
-    x, y = score[rows].double(), label[rows].double()
-    weight = torch.where(y > 0, prior / y.mean(), (1 - prior) / (1 - y.mean()))
-    line = torch.zeros(2, dtype=torch.double, requires_grad=True)
-    fit = torch.optim.LBFGS([line], max_iter=200, line_search_fn="strong_wolfe", tolerance_grad=1e-9)
-
-    def loss() -> Tensor:
-        fit.zero_grad()
-        value = F.binary_cross_entropy_with_logits(10 * line[0] * x + line[1], y, weight=weight)
-        value.backward()
-        return value
-
-    fit.step(loss)
-    return (10 * line[0] * score.double() + line[1]).detach().sigmoid().float()
+    y = label[rows].numpy()
+    line = LogisticRegression(C=1e6).fit(score[rows, None].numpy(), y, sample_weight=class_weights(y, prior))
+    return torch.from_numpy(line.predict_proba(score[:, None].numpy())[:, 1]).float()
 
 # %% ../../nbs/vision/66_picture_bench.ipynb #9b2869c3
 def calibration_of(probability: Tensor, label: Tensor, bins: int = 10) -> dict[str, float]:
     "ECE over equal-width bins, Brier score and mean of probabilities `[n]` against labels Bool `[n]`; base rate."
-    y, which = label.double(), (probability.double() * bins).long().clamp(max=bins - 1)
-    gap = torch.zeros(bins, dtype=torch.double).index_add_(0, which, probability.double() - y)
+    p, y = probability.double(), label.double()
     return {
-        "ece": (gap.abs().sum() / len(y)).item(),
-        "brier": ((probability.double() - y) ** 2).mean().item(),
-        "mean": probability.double().mean().item(),
+        "ece": calibration_error(reliability(p, y, bins)),
+        "brier": (p - y).square().mean().item(),
+        "mean": p.mean().item(),
         "base_rate": y.mean().item(),
     }
 
@@ -180,8 +171,7 @@ class Scene:
 
 def picture_block(p: Pictograms, rows: Tensor, components: int) -> Tensor:
     "Pictures `[n, components]`: principal components of standardised features, of unit variance, all fitted on `rows`."
-    some = p.x[rows]
-    z = (p.x - some.mean(0)) / some.std(0).clamp(min=1e-3)
+    z = ZScore.fit(p.x[rows])(p.x)
     values, vectors = torch.linalg.eigh(z[rows].T @ z[rows] / len(rows))
     axes = vectors[:, -components:].flip(1) / values[-components:].flip(0).clamp(min=1e-6).sqrt()
     return z @ axes
