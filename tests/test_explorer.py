@@ -19,6 +19,7 @@ from dualppo.bench.features import load_features
 from dualppo.bench.masking import mask_logits
 from dualppo.cli import main
 from dualppo.exact.metrics import evaluate
+from dualppo.papers.tables import records_at, shown_folder
 from dualppo.show import explorer
 from dualppo.show.report import PAGE_BEGINS
 
@@ -80,6 +81,28 @@ def test_the_numbers_are_the_benchs(page, bench):
         numbers = np.frombuffer(base64.b64decode(data["bench"][name]), "<f4").reshape(env.cand.shape)
         assert np.array_equal(numbers, known[name].numpy())
     assert torch.equal(1 - known["harm"], env.column("safe"))
+
+
+def parts(text: str) -> tuple[str, dict]:
+    "A page without its data, and the data."
+    found = re.search(r'(?<=id="data">).*?(?=</script>)', text, re.S)
+    return text.replace(found[0], ""), json.loads(found[0])
+
+
+def test_the_published_page_is_what_the_code_gives(bench):
+    shown = explorer.marks(records_at(PUBLISHED, shown_folder(PUBLISHED)), load_features().sha256)
+    (frame, now), (old_frame, old) = (
+        parts(text)
+        for text in (
+            explorer.explorer_page(bench[1], shown),
+            (PUBLISHED / "explorer.html").read_text(encoding="utf-8"),
+        )
+    )
+    assert frame == old_frame and now["marks"] == old["marks"] and now["dialogues"] == old["dialogues"]
+    for place in ("bench", "told"):
+        for name in ("help", "harm", "mask", "close"):
+            new, kept = (np.frombuffer(base64.b64decode(d[place][name]), "<f4") for d in (now, old))
+            assert np.allclose(new, kept, atol=1e-5), (place, name)  # as near as two processors bring them
 
 
 def test_the_default_is_the_masked_ranking_of_the_library(bench):

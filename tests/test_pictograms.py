@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from dualppo.core.errors import DataError
-from dualppo.papers.picture_study import picture_plan, read_picture_plan
+from dualppo.papers.picture_study import picture_plan, picture_records, read_picture_plan
 from dualppo.vision.pictograms import CELLS, STEMS, fold, load_pictograms, nearest_by_family, standardised_pictures
 from dualppo.vision.picture_bench import OFFERED, THREATS, PictureConfig, asked, offers, picture_envs, picture_scene
 
 ASSETS = Path(str(resources.files("dualppo") / "assets"))
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +130,8 @@ def test_a_broken_registration_is_one_sentence():
         read_picture_plan(text.replace("similarity/both/so_ppo/true", "similarity/both/nobody/true"))
     with pytest.raises(DataError, match="not a registration"):
         read_picture_plan(text.replace("[scene]", "[scenery]"))
+
+
+def test_the_readme_says_whether_the_study_has_run():
+    says_no = "registered study has not run yet" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert says_no == (not picture_records(ROOT / "outputs" / "published"))
