@@ -22,11 +22,11 @@ from dualppo.writing.constitution import (
     revision_request,
     yes_share,
 )
-from dualppo.writing.course import TOKEN_LEARNERS, WRITERS, teach, writer_row
+from dualppo.writing.course import WRITERS, teach, writer_row
 from dualppo.writing.dense import Dense, DenseConfig, corrected_tokens, dense_log_prob
 from dualppo.writing.offline import Offline, OfflineConfig, offline_losses, token_weights, worth_of
 from dualppo.writing.prompts import Prompt, toy_task
-from dualppo.writing.writer import Writer, WriterConfig
+from dualppo.writing.writer import Writer, WriterConfig, writer_of
 
 SHORT = {"iterations": 3, "prompts": 3, "group": 3, "longest": 4, "lr": 1e-2, "pool": 8}
 VARIANTS = ("alol", "alol_ref_free", "alol_seq", "alol_kl", "rlol", "wbc", "rgold", "nll")
@@ -131,7 +131,7 @@ def test_a_pool_without_a_better_half_is_refused():
     lesson = replace(toy_task().seen(), rewards={"safe": lambda prompts, replies: torch.full((len(replies),), 0.3)})
     for config in (OfflineConfig(**SHORT), DenseConfig(**SHORT), ConstitutionConfig(**SHORT, minibatch=3, critique=3)):
         with pytest.raises(DataError, match="raise pool"):
-            TOKEN_LEARNERS[type(config)](lesson, toy_policy(), config, 0)
+            writer_of(config)(lesson, toy_policy(), config, 0)
 
 
 def test_what_a_pool_cannot_do_is_refused():
@@ -151,7 +151,7 @@ def test_what_a_pool_cannot_do_is_refused():
 
 def test_every_configuration_has_its_learner():
     for row in WRITERS.values():
-        made = TOKEN_LEARNERS.get(type(row.config), Writer)
+        made = writer_of(row.config)
         assert issubclass(made, Writer) and (made is Writer) == (type(row.config) is WriterConfig)
 
 

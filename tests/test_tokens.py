@@ -76,16 +76,30 @@ def test_the_key_knows_what_decides():
     assert mild["data_sha256"] != base["data_sha256"] and mild["code_sha256"] == base["code_sha256"]
 
 
+ROW = '"sft": WriterRow("SFT"'
+
+
 def test_code_that_no_run_executes_is_not_in_the_key(tmp_path):
-    """A run reaches losses and policy; transformers' policy and the tables are none of its code."""
+    """A run reaches losses and policy; transformers' policy, the tables and other methods are none of its code."""
     folder = tmp_path / "dualppo"
     subprocess.run(["cp", "-r", str(ROOT / "dualppo"), str(folder)], check=True)
-    before = tokens_sha256("smollm2", folder)
-    for name, changes in (("writing/hf.py", False), ("papers/token_tables.py", False), ("writing/credit.py", True)):
-        path = folder / name
+    runs = {name: TokenRun(name) for name in (UNTRAINED, "rloo", "alol", "dual_ppo_minmax", "constitution")}
+    before = {name: tokens_sha256(run, folder) for name, run in runs.items()}
+    for module, mark, changed in (
+        ("writing/hf.py", "return ", set()),
+        ("papers/token_tables.py", "return ", set()),
+        ("writing/course.py", ROW, set()),
+        ("writing/credit.py", "return ", set(runs)),
+        ("writing/offline.py", "class Offline(Pooled):\n", {"alol"}),
+        ("writing/constitution.py", "class Constitution(Writer):\n", {"constitution"}),
+        ("losses/weights.py", "class MinMax:\n", {"dual_ppo_minmax"}),
+    ):
+        path = folder / module
         kept = path.read_text()
-        path.write_text(kept.replace("return ", "return (None) or ", 1))
-        assert (tokens_sha256("smollm2", folder) != before) == changes, name
+        assert mark in kept, (module, mark)
+        more = {"return ": "return (None) or ", ROW: "1: 2, " + ROW}.get(mark, f"{mark}    more = 1\n")
+        path.write_text(kept.replace(mark, more, 1))
+        assert {name for name, run in runs.items() if tokens_sha256(run, folder) != before[name]} == changed, module
         path.write_text(kept)
 
 

@@ -30,10 +30,10 @@ from ..core.errors import DataError
 from ..core.files import SCRATCH, atomic_write, read_bytes, sha256_of, tail
 from ..core.locks import lock
 from ..core.places import inside
-from .codehash import definitions_sha256, reached
+from .codehash import definitions_sha256
 from .execution import peak_memory_mb, versions
 from .jobs import Children, at_work, scratch, terminable
-from .key import package_folder, to_json
+from .key import package_folder, reached_from, to_json
 from .parallel import child_environment, last_line
 from .records import Checked, Figure, Measured, Size, Text, among, check_writable, read_record
 from .spec import one_of
@@ -45,7 +45,7 @@ from ..writing.provocations import CHITCHAT, FAMILIES, GARAK
 from ..writing.smollm import SMOLLM2
 from ..writing.starts import ModelName, Place, WriterStart
 from ..writing.stored import save_writer, writer_asset
-from ..writing.writer import WriterConfig
+from ..writing.writer import WriterConfig, writer_of
 
 # %% ../../nbs/workshop/41g_tokens.ipynb #a45b93c1
 TOKENS_SCHEMA = "dualppo-tokens/1"
@@ -113,16 +113,20 @@ def data_of(run: TokenRun) -> dict[str, str]:
     }
 
 
-def tokens_sha256(model: ModelName = "smollm2", folder: Path | None = None) -> str:
-    "One sha256 over the definitions that runs on a model reach."
-    roots = ("dualppo.writing.experiment:conducted", f"dualppo.writing.starts:{model}_place")
-    return definitions_sha256(reached(roots, {"dualppo": folder or package_folder()}))
+def tokens_sha256(run: TokenRun, folder: Path | None = None) -> str:
+    """One sha256 over the definitions that a run reaches: its method's and its weight rule's, its place's and those of
+    the method that makes the starts.
+    """
+    configs = [WriterConfig(loss="sft"), *([config] if (config := resolved(run)) else [])]
+    kinds = [kind for one in configs for kind in (type(one), writer_of(one), *writer_of(one).uses(one))]
+    roots = ("dualppo.writing.experiment:conducted", f"dualppo.writing.starts:{run.model}_place")
+    return definitions_sha256(reached_from(kinds, roots, folder))
 
 
-@functools.lru_cache(maxsize=2)
-def _loaded_sha256(model: ModelName) -> str:
+@functools.lru_cache(maxsize=256)
+def _loaded_sha256(method: str, rule: str, model: ModelName) -> str:
     "Of the package as this process found it: a grid asks for every run."
-    return tokens_sha256(model)
+    return tokens_sha256(TokenRun(method, model=model, overrides={"rule": rule} if rule else {}))
 
 
 def described(run: TokenRun) -> dict[str, Any]:
@@ -140,7 +144,7 @@ def described(run: TokenRun) -> dict[str, Any]:
             "tau_rel": TAU_REL,
         },
         "data_sha256": hashlib.sha256(to_json(data).encode()).hexdigest(),
-        "code_sha256": _loaded_sha256(run.model),
+        "code_sha256": _loaded_sha256(run.method, config.rule if config else "", run.model),
         "device": "cpu",
         "torch": metadata.version("torch"),
     }

@@ -21,7 +21,7 @@ from ..core.errors import DataError
 from .cached_head import CachedHead
 from .policy import WritingPolicy
 from .prompts import Lesson, Prompt, scored
-from .writer import Writer, WriterConfig
+from .writer import Writer, WriterConfig, writes
 
 # %% ../../nbs/writing/5g_constitution.ipynb #8b879d9f
 @dataclass(frozen=True)
@@ -182,6 +182,7 @@ class ConstitutionConfig(WriterConfig):
     feedback: Literal["rewards", "own"] = "rewards"  # who says what is better: the rewards, or the start by Yes and No
 
 
+@writes(ConstitutionConfig)
 class Constitution(Writer):
     "Critique, revise, imitate, then RL. Raises DataError where no revision is better, or several processes share."
 

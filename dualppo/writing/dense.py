@@ -18,6 +18,7 @@ from ..core.errors import DataError
 from ..methods.baselines import dpo_loss
 from .offline import Pool, Pooled, PoolConfig, written_once
 from .policy import Replies
+from .writer import writes
 
 # %% ../../nbs/writing/56b_dense.ipynb #5c230ad6
 def corrected_tokens(one: Sequence[int], other: Sequence[int], least: int = 3) -> tuple[list[bool], list[bool]]:
@@ -57,6 +58,7 @@ class DenseConfig(PoolConfig):
     least_match: Count = 3  # tokens in a row that make an unchanged segment
 
 
+@writes(DenseConfig)
 class Dense(Pooled):
     "A learner from pairs of a reply and its correction. Raises DataError where there is no pair."
 

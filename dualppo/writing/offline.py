@@ -17,7 +17,7 @@ from ..core.config import NonNegative, Several, Share, config
 from ..core.errors import DataError
 from .policy import Replies, WritingPolicy, per_reply
 from .prompts import Lesson, scored
-from .writer import Writer, WriterConfig
+from .writer import Writer, WriterConfig, writes
 
 # %% ../../nbs/writing/56a_offline.ipynb #2562c1dc
 Variant = Literal["alol", "alol_ref_free", "alol_seq", "alol_kl", "rlol", "wbc", "rgold", "nll"]
@@ -176,6 +176,7 @@ class OfflineConfig(PoolConfig):
     priority: bool = True  # draw replies by their worth, as released; else all of positive worth alike
 
 
+@writes(OfflineConfig)
 class Offline(Pooled):
     "A learner from the start's own replies. Raises DataError where none has any worth."
 

@@ -18,7 +18,7 @@ from ..methods.ppo_max import RewardScale, clipped_value_loss, joined_moments, s
 from .credit import Credit
 from .policy import WritingPolicy
 from .prompts import Lesson
-from .writer import Channels, Writer, WriterConfig, Written
+from .writer import Channels, Writer, WriterConfig, Written, writes
 
 # %% ../../nbs/writing/56c_ppo_max.ipynb #70752df6
 @config
@@ -39,6 +39,7 @@ class TokenPPOMaxConfig(WriterConfig):
             raise ValueError("PPO-max has a critic of one value: loss must be 'clip', credit 'gae', critic 'scalar'.")
 
 
+@writes(TokenPPOMaxConfig)
 class TokenPPOMax(Writer):
     "A writer whose rewards, values and critic are treated as PPO-max does."
 

@@ -44,6 +44,9 @@ COMMANDS = (
     ("report", "--outputs", "OUT", "--profile", "WORD"),
     ("rank", "FILE", "--query", "WORD", "--replies", "FILE", "--no-mask"),
     ("chat", "FILE", "--seed", "WORD", "--longest", "WORD"),
+    ("show", "METHOD", "--data", "FILE", "--states", "WORD", "--epochs", "WORD", "--setting", "WORD"),
+    ("show", "FILE", "--seed", "WORD"),
+    ("data", "pairs", "FILE", "--encoder", "WORD"),
     ("data", "verify", "FILE"),
     ("data", "scores", "FILE", "FILE", "--out", "FILE"),
     ("data", "build", "FILE", "--out", "FILE", "--limit", "WORD"),
@@ -117,7 +120,7 @@ def command(draw: random.Random, files: list[Path], outputs: Path) -> None:
 
 def without_training() -> None:
     """What takes long for a good reason is refused: runs that train, and grids."""
-    real = cli.run_once
+    real, shown = cli.run_once, cli.train_method
 
     def few(run, *rest):
         if run.method not in ("random", "similarity"):
@@ -127,7 +130,12 @@ def without_training() -> None:
     def none(*_, **__):
         raise DataError("it would be run.")
 
-    cli.run_once, cli.run_grid, cli.run_workflow = few, none, none
+    def untrained(row, *rest):
+        if row.name not in ("random", "similarity"):
+            raise DataError("it would be trained.")
+        return shown(row, *rest)
+
+    cli.run_once, cli.train_method, cli.run_grid, cli.run_workflow = few, untrained, none, none
 
 
 def reader(draw: random.Random, corpus: dict[str, list[bytes]]) -> None:

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dualppo.bench import build, features, judges, replies
+from dualppo.bench import build, features, judges, own_pairs, replies
 from dualppo.core.errors import DataError
 from dualppo.papers import tables
 from dualppo.policies import stored as policies
@@ -25,6 +25,7 @@ from dualppo.policies.policy import make_policy
 from dualppo.runs import key, spec
 from dualppo.runs.records import manifest
 from dualppo.text import download, encoders, exchanges, harm
+from dualppo.vision import images, picture_data
 from dualppo.writing import lora, prompts
 from dualppo.writing import stored as writers
 from dualppo.writing.cached_head import toy_policy
@@ -108,6 +109,19 @@ def tar_of(*names: str, zipped: bool = False, content: bytes = b"x") -> bytes:
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     return gzip.compress(out.getvalue()) if zipped else out.getvalue()
+
+
+def pictures_of_all_kinds() -> list[bytes]:
+    "A small picture in each format that is opened, an SVG among them."
+    from PIL import Image
+
+    def saved(kind: str) -> bytes:
+        out = io.BytesIO()
+        Image.linear_gradient("L").resize((9, 7)).convert("P" if kind == "GIF" else "RGB").save(out, kind)
+        return out.getvalue()
+
+    drawn = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><path d="M1 1h5v5z" fill="red"/></svg>'
+    return [*map(saved, ("PNG", "JPEG", "GIF", "WEBP", "BMP")), drawn]
 
 
 def wheel_of(name: str, content: bytes = b"x") -> bytes:
@@ -266,6 +280,25 @@ def own_prompts(content: bytes) -> None:
         refused(lambda: prompts.read_prompts(path))
 
 
+def own_pairs_file(content: bytes) -> None:
+    for ending in (".csv", ".tsv", ".jsonl"):
+        with as_file(content, f"any{ending}") as path:
+            refused(lambda path=path: own_pairs.read_text_pairs(path))
+
+
+def picture_rows(content: bytes) -> None:
+    with as_file(content, "any.jsonl") as path:
+        (path.parent / "a.png").write_bytes(b"x")
+        for form in (None, picture_data.beavertails_v_card, picture_data.beavertails_v_pairs):
+            refused(lambda form=form: picture_data.read_pictures(path, form))
+
+
+def picture(content: bytes) -> None:
+    for ending in (".png", ".svg"):
+        with as_file(content, f"any{ending}") as path:
+            refused(lambda path=path: images.square(images.open_picture(path)))
+
+
 def adapter(content: bytes) -> None:
     with as_file(content, "any.safetensors") as path:
         refused(lambda: lora.load_adapter(path))
@@ -376,6 +409,17 @@ def seeds() -> dict[str, list[bytes]]:
             *text({"prompt": "what is tea", "reference": "a drink", "provokes": False}, {"prompt": 3}, []),
             b'{"prompt": "a", "family": "x"}\n{"prompt": "b", "knowledge": "c"}\n',
         ],
+        "own_pairs_file": [
+            b"prompt,chosen,rejected,group\nwhat is tea,a drink,a car,x\nand now,yes,no,y\n",
+            b"prompt\tchosen\trejected\na\tb\tc\n",
+            *text({"prompt": "what is tea", "chosen": "a drink", "rejected": "a car"}, {"prompt": 3}, []),
+        ],
+        "picture_rows": [
+            *text({"image": "a.png", "question": "what is it", "replies": [{"text": "a cat", "help": 1, "harm": 0}]}),
+            *text({"image": None, "question": "q", "knowledge": "k", "replies": [{"text": "a"}, {"text": "b"}]}),
+            *text({"image": {"path": "a.png"}, "question": "q", "response": "r", "is_response_safe": "yes"}),
+        ],
+        "picture": pictures_of_all_kinds(),
         "adapter": [
             stored_by(lambda path: writers.save_writer(writer, path, "toy", "of mine")),
             stored_by(lambda path: lora.save_adapter(writer.adapter, path, 2, {"base": "toy"})),
@@ -421,6 +465,9 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         carrier,
         weights,
         own_prompts,
+        own_pairs_file,
+        picture_rows,
+        picture,
         adapter,
         stored_policy,
         parameters,
