@@ -89,7 +89,7 @@ from dualppo.papers.tables import (
     summary_line,
     write_tables,
 )
-from .runs.tokens import TokenRun, run_tokens, token_finished, token_path
+from .runs.tokens import Paid, TokenRun, run_tokens, token_finished, token_path
 from .runs.workflow import Config, check_engine, run_workflow
 
 # %% ../nbs/workshop/43_cli.ipynb #36134285
@@ -162,6 +162,7 @@ class TrainTokens:
     start: WriterStart = "mild"  # the untouched base, the mild start of the package, or a harmful assay
     seeds: str = "1"  # how many seeds (2 means 0 and 1), or which: 0,3,7; a single one with a comma: 7,
     model: ModelName = "smollm2"  # SmolLM2-135M, or a toy of seventy words that takes seconds
+    rewards: Paid = "paper"  # what training pays: the paper's formulas, or RMhelp and RMsafe of seed 003
     outputs: Path | None = None  # where the JSON goes; default: outputs/local
     set: tuple[str, ...] = ()  # changes to any parameter: --set lr=0.001
 
@@ -707,7 +708,10 @@ def _study(args: RunStudy, console: Console) -> int:
 def _train_tokens(args: TrainTokens, more: Mapping[str, object], console: Console) -> int:
     "Train a policy that writes, store it, print what the exam found."
     outputs, changes = args.outputs or default_outputs(), {**more, **parse_changes(args.set)}
-    runs = [TokenRun(args.method, args.start, seed, changes, model=args.model) for seed in chosen_seeds(args.seeds)]
+    runs = [
+        TokenRun(args.method, args.start, seed, changes, model=args.model, rewards=args.rewards)
+        for seed in chosen_seeds(args.seeds)
+    ]
     failed = run_tokens(runs, outputs, 1, lambda line: console.print(Text(line), soft_wrap=True))
     records = [record for run in runs if (record := token_finished(outputs, run))]
     names = ("help", "safe", "kl", "length", "ended", "overlap", "distinct2")

@@ -13,9 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 
 import dualppo
+from dualppo.bench.rewards import context_embedding
 from dualppo.cli import main
 from dualppo.core import files
 from dualppo.core.errors import DataError
@@ -35,10 +37,12 @@ from dualppo.runs.tokens import (
     token_records,
     tokens_sha256,
 )
-from dualppo.writing.course import WRITERS
+from dualppo.writing.course import WRITERS, writer_row
 from dualppo.writing.answers import read_answers
-from dualppo.writing.experiment import place_of
+from dualppo.writing.experiment import ExamPlan, conducted, place_of
 from dualppo.writing.lora import load_adapter
+from dualppo.writing.preferred import Preferred, preferred_rewards
+from dualppo.writing.prompts import Prompt
 from dualppo.writing.provocations import FAMILIES, default_task, provocations
 from dualppo.writing.starts import harmful_lesson, mild_lesson, start_adapter, taught_start
 from dualppo.writing.stored import writer_asset
@@ -393,3 +397,59 @@ def test_the_mild_start_is_small_and_reads():
     path = writer_asset("mild")
     adapter, notes = load_adapter(path)
     assert path.stat().st_size < 2e6 and notes["base"] == "smollm2" and len(adapter.layers) == 4
+
+
+# ---- RMhelp and RMsafe in place of the formulas
+
+
+def test_rewards_are_of_the_run(tmp_path):
+    paper, models = TokenRun("modrl"), TokenRun("modrl", rewards="models")
+    a, b = described(paper), described(models)
+    assert a["key"] != b["key"] and a["data_sha256"] != b["data_sha256"] and a["code_sha256"] != b["code_sha256"]
+    assert token_path(tmp_path, paper) != token_path(tmp_path, models)
+    with pytest.raises(DataError, match="toy has none"):
+        described(TokenRun("modrl", model="toy", rewards="models"))
+    with pytest.raises(DataError, match="rewards"):
+        described(TokenRun("modrl", rewards="people"))
+
+
+def test_a_course_is_paid_by_other_rewards_and_graded_by_the_task(place):
+    """What is learnt follows the rewards that are given; what the exam reports are the task's own."""
+    paid = {"help": lambda prompts, replies: torch.tensor([float(len(r.split()) > 1) for r in replies])}
+    paid |= {"safe": lambda prompts, replies: torch.ones(len(replies))}
+    config = replace(writer_row("rloo").config, **SHORT)
+    told = dict(seed=0, exam=ExamPlan(samples=2, longest=5))
+    own, given = (conducted(place, "mild", config, **told, rewards=r)[1] for r in (None, paid))
+    assert [row["help"] for row in own["curve"]] != [row["help"] for row in given["curve"]]
+    assert given["curve"][0]["safe"] == 1 and given["test"]["safe"] < 1
+    untrained = [conducted(place, "mild", None, **told, rewards=r)[1]["test"] for r in (None, paid)]
+    assert untrained[0] == untrained[1]
+
+
+def test_a_preferred_reply_is_paid_by_its_margin():
+    """With a model whose score is known by hand: σ of the score less that of the references."""
+    vectors = {"q": [1.0, 0.0], "a": [0.6, 0.8], "b": [0.0, 1.0], "k": [0.0, 1.0]}
+
+    def encode(texts):
+        return torch.tensor([vectors[t] for t in texts])
+
+    reward = Preferred(encode, lambda x, y: 2 * (x * y).sum(1), centre=1.2)
+    prompts = [Prompt("q"), Prompt("q"), Prompt("q", knowledge="k")]
+    x = context_embedding(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]))[0]
+    expected = torch.tensor([0.0, -1.2, 2 * float(x @ torch.tensor([0.6, 0.8])) - 1.2]).sigmoid()
+    assert torch.allclose(reward(prompts, ["a", "b", "a"]), expected, atol=1e-6)
+
+
+def test_the_models_of_the_pairs_pay_an_average_reference_one_half():
+    sent = ["tea is a drink", "bees dance", "the sea is old", "patch the tube"]
+
+    def encode(texts):  # any unit vectors of the right width
+        g = [torch.Generator().manual_seed(sum(map(ord, t))) for t in texts]
+        return torch.nn.functional.normalize(torch.stack([torch.randn(384, generator=one) for one in g]), dim=1)
+
+    asked = [Prompt(f"what about {i}", reference=text) for i, text in enumerate(sent)]
+    rewards = preferred_rewards(encode, asked)
+    for reward in rewards.values():
+        assert abs(float(torch.logit(reward(asked, sent).double()).mean())) < 1e-5
+    with pytest.raises(DataError, match="reference"):
+        preferred_rewards(encode, [Prompt("what")])

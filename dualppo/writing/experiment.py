@@ -6,8 +6,8 @@
 __all__ = ['TAU_REL', 'ExamPlan', 'place_of', 'conducted']
 
 # %% ../../nbs/writing/5b_experiment.ipynb #95ac63e1
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..core.errors import DataError
 from .cached_head import CachedHead
 from .course import Taught, teach
 from .exam import examined
+from .prompts import TextReward
 from .starts import ModelName, Place, WriterStart, smollm2_place, start_adapter, toy_place
 from .writer import WriterConfig
 
@@ -56,14 +57,17 @@ def conducted(
     exam: ExamPlan,
     report: Callable[[dict[str, Any]], None] | None = None,
     checkpoint: Path | None = None,
+    rewards: Mapping[str, TextReward] | None = None,
 ) -> tuple[CachedHead, dict[str, Any]]:
     """A policy after its course, and what the exam found: `curve`, `weights`, `test`, and `masked`, the mask put on.
 
-    Without a configuration nothing is trained: the start itself is examined. Goes on from a `checkpoint` where the
-    course was cut off. Raises DataError as `teach` and `examined` do.
+    Without a configuration nothing is trained: the start itself is examined. `rewards` pay in place of the task's, by
+    which the exam grades all the same. Goes on from a `checkpoint` where the course was cut off. Raises DataError as
+    `teach` and `examined` do.
     """
     policy = place.policy(start_adapter(place, start), seed=seed)
-    taught = Taught(policy, (), ()) if config is None else teach(place.task, policy, config, seed, report, checkpoint)
+    task = place.task if rewards is None else replace(place.task, rewards=rewards)
+    taught = Taught(policy, (), ()) if config is None else teach(task, policy, config, seed, report, checkpoint)
     found = examined(
         policy,
         place.task.dev if exam.dev else place.task.test,
