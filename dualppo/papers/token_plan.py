@@ -14,7 +14,7 @@ from typing import Any
 
 from ..core.errors import DataError
 from ..core.files import read_text
-from ..runs.tokens import TokenRun, token_run
+from ..runs.tokens import Paid, TokenRun, token_run
 from ..writing.starts import WriterStart
 
 # %% ../../nbs/papers/3i_token_plan.ipynb #3cec58ef
@@ -32,7 +32,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class TokenArm:
-    "A method with what differs from its row; start → number of seeds; the bench's row that does the same, if any."
+    "A method, what differs from its row and pays; start → number of seeds; the bench's row that does the same, if any."
 
     name: str
     method: str
@@ -40,6 +40,7 @@ class TokenArm:
     seeds: Mapping[WriterStart, int]
     overrides: Mapping[str, Any]
     forecast: Forecast | None
+    rewards: Paid = "paper"
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class TokenPlan:
         "All runs, the first seed of every arm before the second."
         most = max(n for arm in self.arms for n in arm.seeds.values())
         return [
-            TokenRun(arm.method, start, seed, dict(arm.overrides), arm.name)
+            TokenRun(arm.method, start, seed, dict(arm.overrides), arm.name, rewards=arm.rewards)
             for seed in range(most)
             for arm in self.arms
             for start, n in arm.seeds.items()
@@ -109,6 +110,7 @@ def read_token_plan(text: str) -> TokenPlan:
                 one["seeds"],
                 {} if one["method"] == "start" else d["all"] | d["rates"].get(one["method"], {}) | one.get("set", {}),
                 Forecast(*one["forecast"]) if "forecast" in one else None,
+                one.get("rewards", "paper"),
             )
             for one in d["arms"]
         )
