@@ -83,7 +83,8 @@ class PictureArm:
 class PictureHypothesis:
     """A bound on the mean of an arm's metric in a cell, or the claimed sign of its paired difference to `base`.
 
-    ratio: with `base`, arm's mean over base's that must not be exceeded.
+    base_cell: where the base is looked at, the same cell by default. ratio: with `base`, arm's mean over base's that
+    must not be exceeded.
     """
 
     id: str
@@ -92,6 +93,7 @@ class PictureHypothesis:
     cell: str
     metric: str
     base: str = ""
+    base_cell: str = ""
     claimed: int = 0
     least: float | None = None
     most: float | None = None
@@ -149,9 +151,9 @@ def read_picture_plan(text: str) -> PicturePlan:
     for one in asked:
         if missing := [name for name in (one.arm, one.base) if name and name not in known]:
             raise DataError(f"hypothesis {one.id!r} asks for the arm {missing[0]!r}, which is not registered.")
-        if one.cell not in SHOWN_CELLS:
+        if strange := [cell for cell in (one.cell, one.base_cell) if cell and cell not in SHOWN_CELLS]:
             raise DataError(
-                f"hypothesis {one.id!r} asks for the cell {one.cell!r}; there are {', '.join(SHOWN_CELLS)}."
+                f"hypothesis {one.id!r} asks for the cell {strange[0]!r}; there are {', '.join(SHOWN_CELLS)}."
             )
     return plan
 
@@ -181,6 +183,7 @@ def picture_measures(log_probs: Tensor, env: Graded, scene: Scene) -> dict[str, 
         "help": mean_help,
         "regret": front(env.p_harm, env.column("help")).regret(max(mean_harm, 0.0), mean_help),
         "harm_rated": use[rated].mean().item(),
+        "held": scene.guard.forbids[env.row][threat].double().mean().item(),
     }
 
 
@@ -319,7 +322,8 @@ def picture_verdicts(plan: PicturePlan, frame: pd.DataFrame) -> pd.DataFrame:
     for one in plan.hypotheses:
         part = frame[frame.cell == one.cell] if len(frame) else frame
         x = part[part.arm == one.arm].set_index("seed")[one.metric] if len(frame) else pd.Series(dtype=float)
-        base = part[part.arm == one.base].set_index("seed")[one.metric] if one.base and len(frame) else x * 0
+        other = frame[frame.cell == (one.base_cell or one.cell)] if len(frame) else frame
+        base = other[other.arm == one.base].set_index("seed")[one.metric] if one.base and len(frame) else x * 0
         shared = sorted(set(x.index) & set(base.index))
         a, b = x[shared].to_numpy(float), base[shared].to_numpy(float)
         found = resplit_interval(a, b, 0.0, plan.level) if len(a) > 1 else None
