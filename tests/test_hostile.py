@@ -407,8 +407,10 @@ def test_reports_are_inert_whatever_the_data_is_called(text):
 
 
 def test_pictures_take_hostile_text_and_numbers():
+    """A value far off the axis does not stretch the picture towards it, which took minutes."""
     wild = [record(n, "clean", label=r"$\frac{$ \$x_", base=1e4) for n in NAMES]
-    assert tables.graph1(wild)[:4] == tables.to_png(tables.build_table("table2", wild))[:4] == b"\x89PNG"
+    for png in (tables.graph1(wild), tables.to_png(tables.build_table("table2", wild))):
+        assert png[:4] == b"\x89PNG" and max(struct.unpack(">II", png[16:24])) < 3000
 
 
 def test_examples_show_dialogue_text_inert(tmp_path):

@@ -51,25 +51,21 @@ def in_order(done: subprocess.CompletedProcess, outputs: Path) -> None:
     assert list((outputs / "tables").rglob("*.csv"))
 
 
-ROWS: dict[str, dict] = {
-    "no HOME": {},
-    "a home that is read-only": {"HOME": "/proc"},
-    "a home that is a file": {"HOME": "/dev/null"},
-    "LC_ALL=C": {"LC_ALL": "C", "HOME": "/tmp"},
-    "ASCII to the letter": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "HOME": "/tmp"},
-    "a dumb terminal of 40 columns": {"TERM": "dumb", "COLUMNS": "40", "HOME": "/tmp"},
+ROWS: dict[str, tuple[dict[str, str], str]] = {  # what the machine lacks, and what its folder is called
+    "no HOME": ({}, "with a space"),
+    "a home that is read-only": ({"HOME": "/proc"}, "-é 漢"),
+    "a home that is a file": ({"HOME": "/dev/null"}, "new\nline"),
+    "LC_ALL=C": ({"LC_ALL": "C", "HOME": "/tmp"}, "-"),
+    "ASCII to the letter": ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "HOME": "/tmp"}, "\udcff"),
+    "a dumb terminal of 40 columns": ({"TERM": "dumb", "COLUMNS": "40", "HOME": "/tmp"}, "it's $HOME `id` {x} %s"),
 }
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_a_machine_that_lacks_something(toy, tmp_path, row):
-    in_order(call(commands(toy, "out"), tmp_path, ROWS[row]), tmp_path / "out")
-
-
-@pytest.mark.parametrize("name", ["with a space", "-é 漢", "new\nline", "-", "it's $HOME `id` {x} %s", "\udcff"])
-def test_a_folder_of_any_name(toy, tmp_path, name):
+def test_a_machine_that_lacks_something_and_a_folder_of_any_name(toy, tmp_path, row):
+    environment, name = ROWS[row]
     (tmp_path / "work").mkdir()
-    in_order(call(commands(toy, name), tmp_path / "work", {"HOME": "/tmp"}), tmp_path / "work" / name)
+    in_order(call(commands(toy, name), tmp_path / "work", environment), tmp_path / "work" / name)
     assert os.listdir(os.fsencode(tmp_path / "work")) == [os.fsencode(name)], "something lies elsewhere"
 
 

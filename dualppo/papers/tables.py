@@ -860,14 +860,14 @@ def graph1(records: Sequence[Mapping]) -> bytes:
 
 # %% ../../nbs/papers/42_tables.ipynb #ec83d524
 def _bars(ax, cells: Sequence[Cell | None], offset: float, label: str, colour: str) -> None:
-    "Bars of one metric with intervals and values."
+    "Bars of one metric with intervals and values; beyond the axis, where no share lies, a value stands at its end."
     for i, cell in enumerate(cells):
         y, right, ours = i + offset, 0.0, "–"
         if cell and cell.n:
             half = 0 if math.isnan(cell.half) else 100 * cell.half
             ax.barh(y, 100 * cell.mean, 0.36, xerr=half, color=colour, error_kw={"lw": 0.8}, label=label)
             right, ours = 100 * cell.mean + half, f"{100 * cell.mean:.1f}"
-        ax.text(right + 2, y, ours, va="center", fontsize=7)
+        ax.text(min(max(right, 0.0), 108.0) + 2, y, ours, va="center", fontsize=7, clip_on=True)
 
 # %% ../../nbs/papers/42_tables.ipynb #b136b46f
 def compare(published: Sequence[Mapping] | None, yours: Sequence[Mapping], table: str) -> pd.DataFrame:
