@@ -42,12 +42,13 @@ from .papers.ledger import write_ledger
 from .papers.registration import registration
 from .papers.token_plan import token_plan
 from .papers.token_tables import tokens_markdown, write_token_tables
-from .methods.rows import all_methods, method, train_method
+from .methods.rows import Method, all_methods, method, train_method
 from .policies.stored import load_ranker
 from .policies.policy import all_log_probs, make_policy
-from .bench.candidates import SETTINGS
+from .bench.candidates import SETTINGS, CandidateSpec
 from .bench.env import EnvConfig, Splits, make_envs
 from .bench.masking import MaskMode
+from .bench.open import Spec
 from .bench.readable import Texts, chosen, own_texts, tutorial_features, tutorial_splits
 from .methods.base import learner_of
 from .text.encoders import encoder_identity
@@ -63,7 +64,7 @@ from .runs.execution import run_once
 from .runs.jobs import available_cpus
 from .runs.parallel import Outcome, run_grid
 from .runs.records import check_writable, default_outputs, job_path, profile_folder
-from .runs.spec import PROFILES, Run, cost, grid, pick_device, run_from
+from .runs.spec import PROFILES, Run, cost, grid, pick_device, resolve, run_from
 from dualppo.papers.tables import (
     Cell,
     Table,
@@ -247,6 +248,7 @@ class Show:
     states: int = 5  # how many states of the test split are shown
     epochs: int = 10  # of a method's training, where it counts in epochs
     seed: int = 0  # of the split and of training
+    set: tuple[str, ...] = ()  # changes to any parameter, of a features file also of the candidates: --set near=8 n=10
 
 
 @dataclass(frozen=True)
@@ -828,29 +830,37 @@ def _chat(args: Chat, console: Console) -> int:
     return 0
 
 
-def _readable(args: Show, config: EnvConfig) -> tuple[Splits, Texts]:
+def _with_changes(args: Show, name: str, **more: object) -> tuple[Method, Spec]:
+    "The row of a method and the candidates, with what is set."
+    return resolve(Run(name, args.setting, (args.seed,), overrides={**more, **parse_changes(args.set)}))
+
+
+def _readable(args: Show, config: EnvConfig, spec: Spec) -> tuple[Splits, Texts]:
     "The bench that is shown, and its texts."
     if args.data == "tutorial":
+        if spec != SETTINGS[args.setting]:
+            raise DataError("the tutorial's candidates are fixed; set those of a features file (--data), or none.")
         features, texts = tutorial_features()
         return tutorial_splits(args.seed, config=config, features=features), texts
     path = features_path(args.data)
     features = load_features(path)
-    return make_envs(features, SETTINGS[args.setting], args.seed, config), own_texts(path, features)
+    assert isinstance(spec, CandidateSpec)  # `show` knows no other setting
+    return make_envs(features, spec, args.seed, config), own_texts(path, features)
 
 
 def _pair(args: Show) -> tuple[Callable[..., Tensor], Callable[..., Tensor], Splits, Texts, str]:
     "A policy before and after training, where it is asked, and a line that says what it is."
     if args.name.endswith(".safetensors"):
         ranker = load_ranker(args.name, cast(Any, None), encoder_identity()["sha256"])
-        splits, texts = _readable(args, EnvConfig(blocks=cast(Any, ranker.form.blocks), z_score=False))
+        config = EnvConfig(blocks=cast(Any, ranker.form.blocks), z_score=False)
+        splits, texts = _readable(args, config, _with_changes(args, "similarity")[1])
         if ranker.form.scale:
             splits = replace(splits, test=replace(splits.test, x=ranker.form.scale(splits.test.x)))
         first = make_policy("two_tower", splits.test.x.shape[1], splits.test.pool.shape[1])
         return first, ranker.policy, splits, texts, "before: the untrained ranking; after: the stored policy"
-    row = method(args.name)
-    if hasattr(row.config, "epochs"):
-        row = replace(row, config=replace(cast(Any, row.config), epochs=args.epochs))
-    splits, texts = _readable(args, row.env)
+    counted = {"config.epochs": args.epochs} if hasattr(method(args.name).config, "epochs") else {}
+    row, spec = _with_changes(args, args.name, **counted)
+    splits, texts = _readable(args, row.env, spec)
     begun = learner_of(row.config)(splits.seen(), row.config, args.seed).policy  # type: ignore[call-arg]
     start, trained = copy.deepcopy(begun), train_method(row, splits, args.seed)
     line = f"after: the last policy of training; the best on dev is that of epoch {trained.best_epoch}"

@@ -196,9 +196,13 @@ def test_own_texts_are_built_verified_and_trained_on(fast, tmp_path, capsys, nam
     assert cli.main(["data", "verify", str(out)]) == 0
     command = ["train", "sft", "--setting", "clean", "--data", str(out), "--outputs", str(tmp_path / "out")]
     assert cli.main([*command, "--epochs", "1", "--set", "near=8", "n=10"]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    assert cli.main(["show", "similarity", "--data", str(out), "--states", "1", "--set", "near=8", "n=10"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert any(row["query"] in said for row in rows(507)), "what was asked is shown"
     found = load_features(out)
     assert len(found) == 507 and not found.knowledge.any() and found.card["encoder"]["name"] == "toy"
-    written = {"mine.safetensors", "mine.card.json", "mine.replies.csv", "out"}
+    written = {"mine.safetensors", "mine.card.json", "mine.replies.csv", "mine.queries.csv", "out"}
     assert {p.name for p in tmp_path.iterdir()} == {name, *written}
 
 
@@ -307,10 +311,11 @@ def test_every_reply_is_listed_once_with_its_rows(toy_features):
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_no_cell_is_a_formula(text):
     out = io.StringIO(newline="")
-    csv.writer(out).writerow([replies.inert_cell(text), "end"])
-    cell = next(csv.reader(io.StringIO(out.getvalue(), newline="")))[0]
+    csv.writer(out).writerow([replies.inert_cell(text), replies.quoted_cell(text), "end"])
+    cell, quoted, _ = next(csv.reader(io.StringIO(out.getvalue(), newline="")))
     assert not cell or cell[0] not in "=+-@\t\r"
-    assert cell.removeprefix("'") == text.removeprefix("'")
+    assert not quoted or quoted[0] not in "=+-@\t\r"
+    assert cell.removeprefix("'") == text.removeprefix("'") and replies.unquoted_cell(quoted) == text
 
 
 def test_scores_come_back_to_their_rows(toy_features, tmp_path, capsys):
@@ -365,14 +370,17 @@ def test_features_without_ids_take_no_scores(tmp_path):
 
 # ---- nothing of the user's is written over
 
-PLACES = ("mine.safetensors", "mine.card.json", "mine.replies.csv", "mine.json", "mine.csv", "features.json")
+OUTPUTS = ("mine.safetensors", "mine.card.json", "mine.replies.csv", "mine.queries.csv")
+PLACES = (*OUTPUTS, "mine.json", "mine.csv", "features.json")
 
 
 def contents(folder: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir() if p.is_file()}
 
 
-@pytest.mark.parametrize("name", [*FORMS, "mine.card.jsonl", "features.json", "mine.replies.jsonl"])
+@pytest.mark.parametrize(
+    "name", [*FORMS, "mine.card.jsonl", "features.json", "mine.replies.jsonl", "mine.queries.jsonl"]
+)
 def test_an_input_is_never_written_over(fast, tmp_path, name):
     """L1: the card of `--out mine.safetensors` was `mine.json`, the input."""
     text = FORMS.get(name, FORMS["mine.jsonl"])(rows())
@@ -401,7 +409,7 @@ def test_a_foreign_file_at_an_output_stays(fast, tmp_path, capsys, command, plac
     assert before.items() <= contents(tmp_path).items(), "a file was changed"
     if status:
         assert status == 2 and place in said and contents(tmp_path) == before, "refused, and yet something was written"
-    outputs = PLACES[:3] if command == "build" else PLACES[:2]
+    outputs = OUTPUTS if command == "build" else OUTPUTS[:2]
     assert status == (2 if place in outputs else 0)
 
 

@@ -82,7 +82,7 @@ PROMISES = {
         (TABLES, "test_no_table_report_or_ledger_is_written_over_a_strangers_file"),
         (LAB, "test_no_policy_is_written_over_a_strangers_file"),
     ],
-    "Cells of `NAME.replies.csv`": [(OWN, "test_no_cell_is_a_formula")],
+    "Cells of `NAME.replies.csv` and `NAME.queries.csv`": [(OWN, "test_no_cell_is_a_formula")],
     "Text from outside is escaped": [(HOSTILE, "test_reports_are_inert_whatever_the_data_is_called")],
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dualppo.bench.features import load_features, text_id
+from dualppo.bench.features import exchange_id, load_features, text_id
 from dualppo.bench.readable import (
     candidate_table,
     chosen,
@@ -19,7 +19,7 @@ from dualppo.bench.readable import (
     tutorial_path,
     tutorial_splits,
 )
-from dualppo.bench.replies import inert_cell, replies_path, write_replies
+from dualppo.bench.replies import inert_cell, replies_path, write_queries, write_replies
 from dualppo.core.errors import DataError
 from dualppo.cli import main
 from dualppo.core.tensors import read_tensors, safetensors_bytes
@@ -27,7 +27,7 @@ from dualppo.policies.policy import make_policy
 from dualppo.policies.stored import StateForm, save_policy
 from dualppo.text.encoders import encoder_identity
 from dualppo.exact.front import front
-from dualppo.text.exchanges import tutorial
+from dualppo.text.exchanges import Exchange, tutorial
 
 ROOT = Path(__file__).resolve().parent.parent
 HOSTILE = ["=cmd|'/C calc'!A0", "<script>alert(1)</script>", "two\nlines, \"quoted\"", "'=apostrophe", "plain"]
@@ -107,6 +107,16 @@ def test_own_replies_come_back_as_they_were(tmp_path, toy):
     write_replies(path, said, features.kind, features.owner)
     texts = own_texts(path, features)
     assert list(texts.replies) == said and set(texts.queries) == {""}
+    told = [Exchange("d:0", i, f"{HOSTILE[i % 5]} q{i}", "r", f"{HOSTILE[i % 3]} k") for i in range(len(features))]
+    features = replace(features, text_ids=features.text_ids | {"exchange": torch.tensor([*map(exchange_id, told)])})
+    listed = write_queries(path, told)
+    texts = own_texts(path, features)
+    assert list(texts.queries) == [e.query for e in told] and list(texts.knowledge) == [e.knowledge for e in told]
+    assert texts == own_texts(path, features, told)
+    listed.write_text("\n".join(listed.read_text().split("\n")[:-2]) + "\n")
+    with pytest.raises(DataError, match="other exchanges"):
+        own_texts(path, features)
+    listed.unlink()
     place = replies_path(path)
     place.write_text(place.read_text().replace(inert_cell(said[0]), "something else", 1))
     with pytest.raises(DataError, match="row 0, field 'reply'"):
@@ -155,7 +165,8 @@ def test_show_reads_own_data_and_hostile_text(capsys, tmp_path, toy):
 
 @pytest.mark.parametrize(
     "argv, needle",
-    [(["dual_pppo"], "dual_ppo"), (["sft", "--states", "0"], "at least 1"), (["no.safetensors"], "no such file"),
+    [(["dual_pppo"], "dual_ppo"), (["sft", "--states", "0"], "at least 1"),
+     (["sft", "--set", "n=9"], "candidates are fixed"), (["sft", "--set", "lrr=1"], "lrr"), (["no.safetensors"], "no such file"),
      (["sft", "--data", "embedded"], "as text are not here")],
 )
 def test_show_refuses_in_one_sentence(capsys, argv, needle):

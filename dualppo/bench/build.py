@@ -49,7 +49,14 @@ from dualppo.bench.features import (
     verify,
     write_features,
 )
-from .replies import is_replies, replies_path, write_replies
+from dualppo.bench.replies import (
+    is_queries,
+    is_replies,
+    queries_path,
+    replies_path,
+    write_queries,
+    write_replies,
+)
 from ..text.harm import FrozenHead, ToxBlock, ToxicCommentClassifier
 
 # %% ../../nbs/workshop/44_build.ipynb #69f8b3be
@@ -231,6 +238,7 @@ def build(
     inputs = [*dialogue_files(dialogues), *labelled_files(folder)]
     may_write_features(out, *inputs)
     may_write(replies_path(out), is_replies, *inputs)
+    may_write(queries_path(out), is_queries, *inputs)
     exchanges, removed = load_dialogues(dialogues)
     exchanges, more = clean(exchanges)
     sources, stated = sources_of(folder, dialogues), (attribution, licence)
@@ -327,9 +335,9 @@ def build_exchanges(
         "removed": removal_table(removals).to_dict("records"),
     } | credit(used, *stated)
     write_features(out, tensors, card)
-    listed = write_replies(out, *pool_of(learned, unsafe, tails))
+    listed, asked = write_replies(out, *pool_of(learned, unsafe, tails)), write_queries(out, learned)
     verify(out, encode_by.identity["sha256"])
-    report(f"wrote {out}, {card_path(out).name} and {listed.name}")
+    report(f"wrote {out}, {card_path(out).name}, {listed.name} and {asked.name}")
     return card
 
 # %% ../../nbs/workshop/44_build.ipynb #aad7f5f6

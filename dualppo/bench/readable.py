@@ -29,7 +29,7 @@ from dualppo.bench.features import (
     shown_id,
     text_id,
 )
-from .replies import FORMULA, LISTED, is_replies, replies_path
+from .replies import ASKED, FORMULA, LISTED, is_replies, queries_path, replies_path, unquoted_cell
 from .rewards import choose_tau_rel, context_embedding, cosine
 from ..core.errors import DataError
 from ..core.files import table_rows
@@ -200,9 +200,10 @@ def candidate_table(env: Env, texts: Texts, state: int, policies: dict[str, Tens
 
 # %% ../../nbs/bench/08a_readable.ipynb #rd000022
 def own_texts(path: str | Path, features: Features, exchanges: Sequence[Exchange] | None = None) -> Texts:
-    """The texts of a features file of one's own, of NAME.replies.csv beside it; `exchanges` give its questions.
+    """The texts of a features file of one's own, of NAME.replies.csv beside it.
 
-    Raises DataError if there is no such list, a reply is not in it, or a text is not the one that its id says.
+    `exchanges` give its questions, else NAME.queries.csv does, where it is; without either they are ''. Raises
+    DataError if there is no list of replies, a reply is not in it, or a text is not the one that its id says.
     """
     listed = replies_path(path)
     ids = features.text_ids.get("pool")
@@ -222,6 +223,19 @@ def own_texts(path: str | Path, features: Features, exchanges: Sequence[Exchange
     wanted = [shown_id(number) for number in ids.tolist()]
     if lacking := [one for one in wanted if one not in found]:
         raise DataError(f"{listed}: has no row of {lacking[0]}, a reply of the features; build the features again.")
-    asked = ("",) * len(features) if exchanges is None else tuple(e.query for e in exchanges)
-    known = ("",) * len(features) if exchanges is None else tuple(e.knowledge for e in exchanges)
-    return Texts(tuple(found[one] for one in wanted), asked, known)
+    if exchanges is None:
+        asked, known = _asked(queries_path(path), features)
+    else:
+        asked, known = zip(*((e.query, e.knowledge) for e in exchanges))
+    return Texts(tuple(found[one] for one in wanted), tuple(asked), tuple(known))
+
+
+def _asked(listed: Path, features: Features) -> tuple[Sequence[str], Sequence[str]]:
+    "Queries and knowledge of a list of exchanges, '' where there is none. Raises DataError for one of other features."
+    if not listed.exists():
+        return [""] * len(features), [""] * len(features)
+    rows = list(table_rows(listed, ASKED, delimiter=",", strict=True))
+    ids = features.text_ids.get("exchange")
+    if ids is None or [row["id"] for row in rows] != [shown_id(number) for number in ids.tolist()]:
+        raise DataError(f"{listed}: lists other exchanges than {len(features)} of the features; build them again.")
+    return [unquoted_cell(row["query"]) for row in rows], [unquoted_cell(row["knowledge"]) for row in rows]
