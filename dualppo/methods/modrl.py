@@ -241,7 +241,7 @@ def make_optimiser(flat: Tensor, config: MODRLConfig) -> torch.optim.Optimizer:
         [flat], lr=config.lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=config.weight_decay, fused=True
     )
 
-# %% ../../nbs/methods/13_modrl.ipynb #2fb072e6
+# %% ../../nbs/methods/13_modrl.ipynb #e4e5d01a
 def standardised(raw: Tensor, start: Tensor, others: Tensor) -> Tensor:
     """Scores `[S, N, K]` of `others` in standard deviations from the mean that `raw` `[S, N, K]` has at the start.
 
@@ -266,7 +266,7 @@ class Memory:
     advantage: Tensor
     target: Tensor
 
-
+# %% ../../nbs/methods/13_modrl.ipynb #15e670b8
 def networks(env: Env, config: MODRLConfig, seed: int) -> tuple[Policy, Critic]:
     "Policy and critic as a run begins with them, from its seed as in the other methods."
     with torch.random.fork_rng(devices=[]):
@@ -284,7 +284,7 @@ def networks(env: Env, config: MODRLConfig, seed: int) -> tuple[Policy, Critic]:
             env.x.shape[1], len(config.weights) if config.objective == "all" else 1, config.hidden
         ).to(env.x.device)
 
-
+# %% ../../nbs/methods/13_modrl.ipynb #2fb072e6
 class MODRL:
     "S runs of Algorithm 1 between two of its iterations."
 

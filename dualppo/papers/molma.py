@@ -8,7 +8,7 @@ __all__ = ['JUDGE_TITLES', 'OPPONENTS', 'PRINTED', 'rates', 'graded_runs', 'note
 
 # %% ../../nbs/papers/15_molma.ipynb #3ab3e5e5
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -221,59 +221,60 @@ def _change(records: Sequence[Mapping], setting: str, arm: str, base: str, metri
     )
 
 
-def molma_findings(records: Sequence[Mapping], setting: str = "stress") -> list[str]:
-    "What the runs of seed 003's methods say, as markdown; a sentence whose runs are missing is left out."
-    runs = graded_runs(records, setting)
+def _sentences(records: Sequence[Mapping], setting: str) -> Iterator[str]:
+    "The sentences of `molma_findings` whose runs are there."
+    runs, ran = graded_runs(records, setting), {r["method"] for r in records if r["setting"] == setting}
     trade, gap = partial(_trade, runs), partial(_change, records, setting)
 
-    def wins(name, opponent, judge):
+    def wins(name: str, opponent: str, judge: str) -> str:
         return Cell.of(rates(runs[name], opponent, judge)).text(True) + " %"
 
-    def kl(name):
-        return Cell.of([one["curves"][-1]["kl"] for one in runs[name]["results"]]).text(False)
-
-    lines = [
-        lambda: (
-            f"**MOLMA as printed** ends at a KL of {kl('molma')} nats from its start, and wins "
+    if "molma" in runs:
+        kl = Cell.of([one["curves"][-1]["kl"] for one in runs["molma"]["results"]]).text(False)
+        yield (
+            f"**MOLMA as printed** ends at a KL of {kl} nats from its start, and wins "
             f"{wins('molma', 'start', 'RMhelp')} against it by RMhelp and {wins('molma', 'start', 'RMsafe')} by "
             "RMsafe, printed 87 and 78."
-        ),
-        lambda: (
+        )
+    if "molma_strong" in runs:
+        yield (
             f"**With APA's own λ = .1** it wins {wins('molma_strong', 'start', 'RMhelp')} and "
             f"{wins('molma_strong', 'start', 'RMsafe')}; cosine to the human's reply, which is no reward model, gives "
             f"it {wins('molma_strong', 'start', 'cosine')}."
-        ),
-        lambda: (
+        )
+    if {"molma", "molma_strong"} <= set(runs):
+        yield (
             f"**Against SOweighted** (printed 60 and 60): {wins('molma_strong', 'so_weighted', 'RMhelp')} by RMhelp, "
             f"{wins('molma_strong', 'so_weighted', 'RMsafe')} by RMsafe with λ = .1; as printed "
             f"{wins('molma', 'so_weighted', 'RMhelp')} and {wins('molma', 'so_weighted', 'RMsafe')}."
-        ),
-        lambda: (
+        )
+    if "molma_strong" in runs:
+        yield (
             f"**Alignment alone**, all else fixed, λ = .1: {wins('molma_strong', 'unaligned', 'RMhelp')} by RMhelp, "
             f"{wins('molma_strong', 'unaligned', 'RMsafe')} by RMsafe{trade('molma_strong', 'unaligned')}."
-        ),
-        lambda: (
+        )
+    if "modrl_ppo" in runs:
+        yield (
             f"**PPO in place of APA**: {wins('modrl_ppo', 'start', 'RMhelp')} and "
             f"{wins('modrl_ppo', 'start', 'RMsafe')} by the reward models, {wins('modrl_ppo', 'start', 'cosine')} by "
             "cosine to the human's reply."
-        ),
-        lambda: (
+        )
+    if {"dual_ppo_aligned", "dual_ppo_unaligned"} <= ran:
+        yield (
             "**Alignment inside dual-objective PPO** changes the average reward by "
             f"{gap('dual_ppo_aligned', 'dual_ppo_unaligned', 'average_reward')}, harm by "
             f"{gap('dual_ppo_aligned', 'dual_ppo_unaligned', 'harm')}."
-        ),
-        lambda: (
+        )
+    if {"molma_given", "molma_given_unaligned"} <= ran:
+        yield (
             "**On the bench's own rewards** (λ = .1) alignment changes the average reward by "
             f"{gap('molma_given', 'molma_given_unaligned', 'average_reward')}."
-        ),
-    ]
-    out = []
-    for line in lines:
-        try:
-            out.append(line())
-        except KeyError:
-            continue
-    return out
+        )
+
+
+def molma_findings(records: Sequence[Mapping], setting: str = "stress") -> list[str]:
+    "What the runs of seed 003's methods say, as markdown; a sentence whose runs are missing is left out."
+    return list(_sentences(records, setting))
 
 
 def molma_sections(published: Path) -> dict[str, str]:

@@ -1176,7 +1176,7 @@ def configuration(record: Mapping) -> pd.DataFrame:
     for part in ("method", "env", "candidates"):
         for name, value in record["config"][part].items():
             paper = TABLE1.get(name, "") if part == "method" else ""
-            if part == "method" and name in ("gamma", "lam") and not _uses(record, name):
+            if part == "method" and name in ("gamma", "lam") and not _looks_ahead(record):
                 value = f"{value} (not used: advantage is {record['config']['method']['advantage']})"
             differs = bool(paper) and (isinstance(value, str) or not _same(paper, value))
             rows.append(
@@ -1191,9 +1191,9 @@ def configuration(record: Mapping) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _uses(record: Mapping, name: str) -> bool:
-    mode = record["config"]["method"].get("advantage", "literal")
-    return mode == "literal" or (mode == "bandit" and name == "lam")
+def _looks_ahead(record: Mapping) -> bool:
+    "Whether γ and λ act: both other advantages have γ = 0, and λ acts only as γλ."
+    return record["config"]["method"].get("advantage", "literal") == "literal"
 
 # %% ../../nbs/papers/42_tables.ipynb #9eb08158
 def curves(record: Mapping) -> pd.DataFrame:
