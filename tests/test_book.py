@@ -12,7 +12,6 @@ NBS = ROOT / "nbs"
 PARTS = tomllib.loads((NBS / "book.toml").read_text(encoding="utf-8"))["part"]
 # What the workshop, core included, explains is machinery: it has tests, not exercises.
 TAUGHT = [name for part in PARTS if part["title"] != "Workshop" for name in part["notebooks"]]
-OWED = set((ROOT / "tests" / "exercises_owed.txt").read_text(encoding="utf-8").split())  # shrinks to nothing
 FOLD = {"tags": ["hide-input", "solution"], "jupyter": {"source_hidden": True}}
 
 
@@ -57,11 +56,6 @@ def test_nbdev_keeps_the_fold_of_a_solution():
     assert set(FOLD) <= set(kept["allowed_cell_metadata_keys"])
 
 
-@pytest.mark.parametrize("name", [name for name in TAUGHT if name not in OWED])
+@pytest.mark.parametrize("name", TAUGHT)
 def test_a_notebook_has_two_exercises_with_folded_solutions(name):
     assert not (wrong := faults(name)), f"nbs/{name} lacks {', '.join(wrong)}"
-
-
-def test_the_list_of_what_is_owed_only_shrinks():
-    assert set(TAUGHT) >= OWED, f"no such notebook: {sorted(OWED - set(TAUGHT))}"
-    assert not (done := [name for name in sorted(OWED) if not faults(name)]), f"take off exercises_owed.txt: {done}"

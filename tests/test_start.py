@@ -166,7 +166,8 @@ def test_show_reads_own_data_and_hostile_text(capsys, tmp_path, toy):
 @pytest.mark.parametrize(
     "argv, needle",
     [(["dual_pppo"], "dual_ppo"), (["sft", "--states", "0"], "at least 1"),
-     (["sft", "--set", "n=9"], "candidates are fixed"), (["sft", "--set", "lrr=1"], "lrr"), (["no.safetensors"], "no such file"),
+     (["sft", "--set", "n=9"], "candidates are fixed"), (["sft", "--set", "lrr=1"], "lrr"),
+     (["no.safetensors"], "no such file"),
      (["sft", "--data", "embedded"], "as text are not here")],
 )
 def test_show_refuses_in_one_sentence(capsys, argv, needle):
