@@ -1,4 +1,4 @@
-# make reproduce   the paper's tables, from nothing      make test   everything CI runs
+# make reproduce   the paper's tables, from nothing      make test   what CI runs
 # PYTHON=python3.12 selects the interpreter, VENV= another folder, PROFILE=smoke|quick|paper how much is run.
 
 SHELL   := /bin/bash
@@ -22,7 +22,7 @@ PINS    := $(shell { pwd; $(PYTHON) -c 'import sys; print(sys.version_info[:2])'
 SELF    := $(shell cat settings.ini setup.py pyproject.toml | cksum | tr ' ' '-')
 STAMP    = $(VENV)/.stamp-$(PINS)
 
-.PHONY: help env lint test reproduce bench readme docs lock clean
+.PHONY: help env lint test test-all reproduce bench readme docs lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -59,12 +59,16 @@ lint: env  ## style, types, arrows, and is the package what the notebooks export
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/lint-imports --no-cache --no-logo > /dev/null || $(BIN)/lint-imports --no-cache
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q tests/test_project.py::test_modules_are_exactly_what_the_notebooks_export
 
-# The slowest tests first, so that no worker waits for them at the end.
-test: lint  ## everything CI runs
-	@PATH="$(abspath $(BIN)):$$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 \
-	  $(BIN)/nbdev-test --n-workers $(WORKERS) --skip-folder-re "^papers$$"
-	@PATH="$(abspath $(BIN)):$$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 \
-	  $(BIN)/python -m pytest -q -n $(WORKERS) tests/test_workflow.py tests/test_features.py tests
+# Notebooks about records (nbs/papers) are executed by tests/test_shown.py, which compares what they show.
+TESTENV = PATH="$(abspath $(BIN)):$$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
+
+test: lint  ## every notebook, and every test but the slowest (ARGS='-k name' narrows them)
+	@$(TESTENV) $(BIN)/nbdev-test --n-workers $(WORKERS) --skip-folder-re "^papers$$"
+	@$(TESTENV) $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" $(ARGS)
+
+# The slowest first, so that no worker waits for them at the end.
+test-all: test  ## and the slowest tests: what a release, and a change of runs, files or the command line, needs
+	@$(TESTENV) $(BIN)/python -m pytest -q -n $(WORKERS) -m slow $(ARGS)
 
 bench: env  ## speed, scale, encoding, pictures, MOLMA, writing (about half an hour; leave the machine alone meanwhile)
 	@for name in speed scale encoding pictures molma writing report; do HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done

@@ -2,6 +2,8 @@
 
 import csv
 
+import pytest
+
 from dualppo.cli import main
 from dualppo.methods.rows import all_methods
 from dualppo.papers.board import BOARD_COLUMNS, BOARD_VIEWS, advice, contenders, lines_of
@@ -15,6 +17,7 @@ from dualppo.writing.course import WRITERS
 METHODS = ("similarity", "sft", "kto", "a_lol")
 
 
+@pytest.mark.slow
 def test_the_board_is_printed_and_made_up_again(toy, tmp_path, capsys):
     runs = [Run(name, "stress", (0, 1, 2), "board", str(toy), overrides={}) for name in METHODS]
     for run in runs:

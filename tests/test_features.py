@@ -91,6 +91,7 @@ def test_the_shipped_file_is_small_complete_and_without_text():
     assert sum(r["exchanges"] for r in features.card["removed"]) == 499
 
 
+@pytest.mark.slow
 def test_a_slice_rebuilt_from_the_texts_is_the_shipped_one(shared_data, tmp_path):
     from dualppo.bench.build import build
 

@@ -54,6 +54,7 @@ def dualppo(arguments: list[str], env: dict[str, str], cwd: Path) -> subprocess.
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=env, cwd=cwd)
 
 
+@pytest.mark.slow
 def test_a_strangers_rule_and_objective_train_by_the_command_line(tmp_path, toy):
     few = [f"{name}={value}" for name, value in SMALL.items()]
     names = 'env.objectives=["help", "safe", "brevity"]'
@@ -176,6 +177,7 @@ def test_no_policy_is_written_over_a_strangers_file(tmp_path):
     assert '["of the user"]' in [path.read_text() for path in record.parent.iterdir() if path != record]
 
 
+@pytest.mark.slow
 def test_rank_on_the_command_line(tmp_path):
     run = run_from({"method": "dual_ppo_bandit", "seeds": [0], "overrides": SMALL})
     run_once(run, tmp_path)

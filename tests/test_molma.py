@@ -147,6 +147,7 @@ def test_claims_of_seed_003():
     assert molma_arithmetic().ours.startswith("69.0 %")  # M12, by hand: (76.9 + 66.8 + 63.4) / 3
 
 
+@pytest.mark.slow
 def test_the_command_writes_tables_and_figures(tmp_path, capsys):
     assert (
         main(

@@ -60,8 +60,12 @@ ROWS: dict[str, tuple[dict[str, str], str]] = {  # what the machine lacks, and w
     "a dumb terminal of 40 columns": ({"TERM": "dumb", "COLUMNS": "40", "HOME": "/tmp"}, "it's $HOME `id` {x} %s"),
 }
 
+QUICK = ("no HOME", "ASCII to the letter")
 
-@pytest.mark.parametrize("row", ROWS)
+
+@pytest.mark.parametrize(
+    "row", [*QUICK, *(pytest.param(row, marks=pytest.mark.slow) for row in ROWS if row not in QUICK)]
+)
 def test_a_machine_that_lacks_something_and_a_folder_of_any_name(toy, tmp_path, row):
     environment, name = ROWS[row]
     (tmp_path / "work").mkdir()
@@ -69,6 +73,7 @@ def test_a_machine_that_lacks_something_and_a_folder_of_any_name(toy, tmp_path, 
     assert os.listdir(os.fsencode(tmp_path / "work")) == [os.fsencode(name)], "something lies elsewhere"
 
 
+@pytest.mark.slow
 def test_the_data_and_the_current_folder_of_any_name(tmp_path):
     folder = tmp_path / "-é\nfolder"
     folder.mkdir()
@@ -76,12 +81,14 @@ def test_the_data_and_the_current_folder_of_any_name(tmp_path):
     in_order(call(commands(toy, "out"), folder, {"HOME": "/tmp"}), folder / "out")
 
 
+@pytest.mark.slow
 def test_a_user_without_a_name_and_a_home(toy, tmp_path):
     """As in a container that is given any uid: the system knows no entry for it."""
     nameless = "import pwd\ndef nobody(uid): raise KeyError(uid)\npwd.getpwuid = nobody\n"
     in_order(call(commands(toy, "out"), tmp_path, {}, nameless), tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_notebooks_in_a_folder_whose_name_begins_like_an_option(toy, tmp_path):
     name = "-k é\n{x} 'q'"
     argv = ["reproduce", "--profile", "smoke", "--methods", "random", "--settings", "clean", "--workers", "1"]

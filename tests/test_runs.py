@@ -44,6 +44,7 @@ def test_a_seed_does_not_depend_on_the_seeds_beside_it(toy):
     assert execute(tiny(toy, seeds=(1,)))["results"][0] == execute(tiny(toy, seeds=(0, 1)))["results"][1]
 
 
+@pytest.mark.slow
 def test_one_and_two_workers_give_the_same_bytes(toy, tmp_path):
     runs = [tiny(toy, name) for name in ("similarity", "dual_ppo_bandit")]
     for workers in (1, 2):

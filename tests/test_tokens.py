@@ -172,7 +172,7 @@ def grid(folder: Path, workers: int = 1) -> subprocess.Popen:
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
-@pytest.mark.parametrize("step", [1, 5])
+@pytest.mark.parametrize("step", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_it_goes_on_with_the_same_result(step, tmp_path):
     process = grid(tmp_path)
     for line in process.stdout:
@@ -191,6 +191,7 @@ def test_killed_at_any_moment_it_goes_on_with_the_same_result(step, tmp_path):
     assert not list(tmp_path.rglob(".*.checkpoint.safetensors"))
 
 
+@pytest.mark.slow
 def test_several_processes_share_a_grid_and_end_with_it(tmp_path):
     runs = [toy(seed=seed) for seed in range(4)]
     lines: list[str] = []
@@ -201,6 +202,7 @@ def test_several_processes_share_a_grid_and_end_with_it(tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
 
 
+@pytest.mark.slow
 def test_a_grid_that_is_terminated_ends_its_processes(tmp_path):
     process = grid(tmp_path, 2)
     assert "1/8" in process.stdout.readline()
@@ -268,6 +270,7 @@ def test_the_command_line_trains_and_stores(tmp_path, capsys):
     assert said.count("Stored in") == 2 and "distinct2" in said and len(token_records(tmp_path)) == 2
 
 
+@pytest.mark.slow
 def test_the_template_runs(tmp_path):
     place = [("method", "rloo"), ("start", "base"), ("model", "toy"), ("outputs", str(tmp_path))]
     given = [word for name, value in place for word in ("-p", name, value)]

@@ -189,6 +189,7 @@ def test_a_resumed_run_goes_on_with_the_same_weights(name, tmp_path):
     assert plain.reward_weights.tolist() == pytest.approx(START), "TRL alone begins with its configuration"
 
 
+@pytest.mark.slow
 def test_two_processes_keep_the_same_weights(tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = [str(ROOT / "tests" / "tiny_trl.py"), str(tmp_path), "lagrangian", "hypergradient"]

@@ -69,6 +69,7 @@ def kill_tree(process: subprocess.Popen) -> None:
     assert not psutil.wait_procs(below, timeout=30)[1]
 
 
+@pytest.mark.slow
 def test_a_grid_of_six_jobs_survives_kill_9(here):
     grid = replace(GRID, outputs="a folder's name", settings=("clean",))
     planned = plan(grid)
@@ -98,6 +99,7 @@ def test_paths_reach_the_workflow_as_they_are(tmp_path_factory, outputs, data, t
     assert read_config(load_configfile(file)) == config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ['é "x" ü', "it's 100 % $HOME `id`; & #1", "-dash"])
 def test_a_workflow_writes_into_the_folder_it_was_given(here, name):
     (here / "work").mkdir()
@@ -114,6 +116,7 @@ def test_a_path_that_snakemake_cannot_take_is_a_sentence(here):
             plan(replace(GRID, outputs=name))
 
 
+@pytest.mark.slow
 def test_a_failed_job_keeps_its_notebook_and_stops_no_other(here, capsys):
     config = Config(
         "smoke", "out", str((here / "toy.safetensors").resolve()), methods=("random", "similarity"), settings=("clean",)
