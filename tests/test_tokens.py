@@ -37,12 +37,13 @@ from dualppo.runs.tokens import (
     token_records,
     tokens_sha256,
 )
-from dualppo.writing.course import WRITERS, writer_row
+from dualppo.writing.cached_head import toy_policy
+from dualppo.writing.course import WRITERS, teach, writer_row
 from dualppo.writing.answers import read_answers
 from dualppo.writing.experiment import ExamPlan, conducted, place_of
 from dualppo.writing.lora import load_adapter
 from dualppo.writing.preferred import Preferred, preferred_rewards
-from dualppo.writing.prompts import Prompt
+from dualppo.writing.prompts import Prompt, toy_task
 from dualppo.writing.provocations import FAMILIES, default_task, provocations
 from dualppo.writing.starts import harmful_lesson, mild_lesson, start_adapter, taught_start
 from dualppo.writing.stored import writer_asset
@@ -456,3 +457,13 @@ def test_the_models_of_the_pairs_pay_an_average_reference_one_half():
         assert abs(float(torch.logit(reward(asked, sent).double()).mean())) < 1e-5
     with pytest.raises(DataError, match="reference"):
         preferred_rewards(encode, [Prompt("what")])
+
+
+def test_a_reward_that_changed_under_its_name_begins_the_course_anew(tmp_path):
+    "Rewards are functions; a checkpoint of another one was handed out as if it were this one's."
+    task, config = toy_task(), replace(writer_row("rloo").config, **SHORT)
+    turned = replace(task, rewards=task.rewards | {"help": lambda p, r: 1 - task.rewards["help"](p, r)})
+    first = teach(task, toy_policy(), config, 0, checkpoint=tmp_path / "course")
+    again = teach(task, toy_policy(), config, 0, checkpoint=tmp_path / "course")
+    other = teach(turned, toy_policy(), config, 0, checkpoint=tmp_path / "course")
+    assert again.rows == first.rows and other.rows == teach(turned, toy_policy(), config, 0).rows != first.rows
