@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -11,10 +12,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import t
 from sklearn.metrics import roc_auc_score
+from test_tables import record, store
 
 from dualppo.core.errors import DataError
-from dualppo.papers.picture_study import picture_plan, picture_records, read_picture_plan
+from dualppo.papers.picture_study import (
+    PICTURE_ROWS,
+    SHOWN_CELLS,
+    picture_plan,
+    picture_records,
+    picture_rows,
+    read_picture_plan,
+)
+from dualppo.show import report
 from dualppo.vision.pictograms import CELLS, STEMS, fold, load_pictograms, nearest_by_family, standardised_pictures
 from dualppo.vision.picture_bench import OFFERED, THREATS, PictureConfig, asked, offers, picture_envs, picture_scene
 
@@ -135,3 +146,36 @@ def test_a_broken_registration_is_one_sentence():
 def test_the_readme_says_whether_the_study_has_run():
     says_no = "registered study has not run yet" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert says_no == (not picture_records(ROOT / "outputs" / "published"))
+
+
+def record_of(seed: int, harm: dict[str, float]) -> dict:
+    """A seed whose arms have one value in every cell: harm beside danger, and help one less it."""
+    arms = {}
+    for arm, h in harm.items():
+        cells = {cell: {"harm_danger": h + 0.01 * seed, "help_safe": 1 - h} for cell in SHOWN_CELLS}
+        arms[arm] = {"cells": cells, "weights": [0.5, 0.5]}
+    return {"key": "k", "seed": seed, "version": 2, "families": {"test": "a", "dev": "b"}, "guard": {}, "arms": arms}
+
+
+def test_rows_of_the_page_are_means_over_seeds(tmp_path):
+    arms = list(PICTURE_ROWS)
+    both = {arms[2]: 0.4, arms[1]: 0.2}
+    records = [record_of(0, both | {arms[0]: 0.9}), record_of(1, both), record_of(2, both)]
+    frame = picture_rows(records)
+    assert list(frame.iloc[:, 0]) == [PICTURE_ROWS[arm] for arm in arms[:3]] and list(frame.n) == [1, 3, 3]
+    assert list(frame["unseen design"]) == ["90.0", *frame["unseen design"][1:]]
+    mean, low, high = map(float, re.findall(r"[\d.]+", frame["unseen design"][2]))
+    half = t.ppf(0.975, 2) * 100 * 0.01 / 3**0.5
+    assert mean == pytest.approx(41) and low <= 41 - half + 0.05 and high >= 41 + half - 0.05
+    assert picture_rows([]).empty
+
+
+def test_the_report_has_the_rows_with_pictures(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    store(tmp_path, [record("similarity", "clean")])
+    assert "With pictures" not in report.write_report(tmp_path, folder="quick").read_text(encoding="utf-8")
+    one = record_of(0, dict.fromkeys(PICTURE_ROWS, 0.25))
+    (tmp_path / "pictures" / "seed-0.json").write_text(json.dumps(one))
+    page = report.write_report(tmp_path, folder="quick").read_text(encoding="utf-8")
+    section = page.partition('<section id="with-pictures"')[2].partition("</section>")[0]
+    assert "With pictures" in section and section.count("25.0") == 5 * 3 and section.count("75.0") == 5 * 2

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['TEMPLATES', 'STYLE', 'SCRIPT', 'VERDICTS', 'BESIDE', 'LEDGER_COLUMNS', 'PAPER_TITLE', 'CITE', 'PAGE_BEGINS', 'text',
            'prose', 'value', 'signed', 'digest', 'fill', 'together', 'table_html', 'frame_html', 'decimals', 'anchors',
-           'ledger_html', 'arithmetic_html', 'png_size', 'picture', 'pictures', 'drawn', 'study_figures', 'molma_html',
-           'discrepancies', 'log_html', 'method_html', 'tidy', 'score_blocks', 'kept_part', 'graders_html',
-           'hacks_html', 'read_frame', 'machine', 'machine_sections', 'data_html', 'manifest_html', 'cite_html',
-           'Section', 'Page', 'render', 'gather', 'own_page', 'numbers_of', 'compared_html', 'write_report']
+           'ledger_html', 'arithmetic_html', 'png_size', 'picture', 'pictures', 'drawn', 'study_figures',
+           'with_pictures_html', 'molma_html', 'discrepancies', 'log_html', 'method_html', 'tidy', 'score_blocks',
+           'kept_part', 'graders_html', 'hacks_html', 'read_frame', 'machine', 'machine_sections', 'data_html',
+           'manifest_html', 'cite_html', 'Section', 'Page', 'render', 'gather', 'own_page', 'numbers_of',
+           'compared_html', 'write_report']
 
 # %% ../../nbs/show/3b_report.ipynb #97661e88
 import base64
@@ -42,6 +43,7 @@ from ..papers.fronts import fronts_figure
 from ..papers.hacking import best_of_n_curve, hacking_figure
 from ..papers.hacks import verdict_table
 from ..papers.ledger import Entry, Verdict, read_ledger
+from ..papers.picture_study import picture_records, picture_rows
 from ..papers.policy_class import REFERENCES, learning_figure
 from ..runs.records import manifest
 from ..papers.studies import CLASS, HACKING, WEIGHTS, records_of, summary
@@ -283,6 +285,17 @@ def study_figures(outputs: Path, records: Sequence[Mapping]) -> Markup:
     return together(_study_figures(outputs, records))
 
 # %% ../../nbs/show/3b_report.ipynb #64be9339
+def with_pictures_html(outputs: Path, published: Path | None) -> Markup:
+    "A harmless question beside a dangerous picture: rows of these runs and of the published ones; '' without any."
+    parts = []
+    for title, folder in (("These runs", outputs), ("The published runs", published)):
+        frame = picture_rows(picture_records(folder)) if folder else pd.DataFrame()
+        if len(frame):
+            parts.append(frame_html(frame, title if published else "", "Per cent of the policy's mass, mean over seeds "
+                                    "with its 95 % interval (notebooks 69 and 3n). Pictograms; given replies."))
+    return together(parts)
+
+
 def molma_html(records: Sequence[Mapping]) -> Markup:
     "Findings, tables and the scatter of seed 003's methods (notebook 15); '' without runs."
     if not records:
@@ -544,6 +557,7 @@ def gather(outputs: Path, published: Path | None, folder: str) -> Page:
         ("molma", "MOLMA, the same bench", molma_html(records_at(outputs, "molma"))),
         ("figures", "Figures", pictures(figures_folder(outputs, folder), records)),
         ("studies", "Studies", study_figures(outputs, records)),
+        ("with-pictures", "With pictures", with_pictures_html(outputs, published)),
         ("compared", "Beside the published results",
          compared_html(records, published, folder) if records and published else Markup()),
         ("arithmetic", "The paper's own arithmetic", arithmetic_html()),
