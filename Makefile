@@ -69,8 +69,8 @@ test: lint  ## everything CI runs
 bench: env  ## speed, scale, encoding, pictures, MOLMA, writing (about half an hour; leave the machine alone meanwhile)
 	@for name in speed scale encoding pictures molma writing report; do HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
 
-readme: env  ## write the generated parts of README.md from outputs/published
-	@$(BIN)/python tools/readme.py
+readme: env  ## write what is generated: tables in README.md and RESULTS.md, docs/cards, llms.txt
+	@for name in readme cards llms; do $(BIN)/python tools/$$name.py || exit 1; done
 
 docs: env  ## the notebooks as HTML in _docs (with quarto where there is one)
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/docs.py
