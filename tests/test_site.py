@@ -1,7 +1,9 @@
 """The pages around the library: cards, llms.txt, citation, the site and what opens notebooks elsewhere."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 import tomllib
 from importlib.util import find_spec
@@ -14,6 +16,8 @@ from test_project import versioned_files
 sys.path.insert(0, str(ROOT / "tools"))
 
 import cards
+import docs
+import links
 import llms
 
 CARDS = ROOT / "docs" / "cards"
@@ -111,3 +115,149 @@ def test_the_address_of_the_repository_is_typed_nowhere_else():
     unknown = [p for p in texts if p.relative_to(ROOT).as_posix() not in known]
     here = ADDRESS.removeprefix("https://")
     assert not [p for p in unknown if here in p.read_text(encoding="utf-8")]
+
+
+# ---- what opens the notebooks elsewhere
+
+
+def test_every_notebook_is_offered_where_it_lies():
+    assert ADDRESS == docs.SOURCE and re.fullmatch(r"[\w.-]+/[\w.-]+", docs.SLUG) and docs.BRANCH == "main"
+    for name in docs.pages():
+        if name.endswith(".ipynb"):
+            offered = docs.places(name)
+            assert offered["Source"] == f"{ADDRESS}/blob/main/{name}"
+            assert offered["Binder"].endswith(f"?labpath={name}") and docs.SLUG in offered["Binder"]
+            assert offered["Colab"].endswith(f"/github/{docs.SLUG}/blob/main/{name}")
+            assert (ROOT / name).is_file()
+
+
+def test_binder_installs_the_locks_and_the_checkout():
+    folder = ROOT / "binder"
+    named = re.findall(r"^-r (\S+)$", (folder / "requirements.txt").read_text(), flags=re.M)
+    assert named == ["../requirements.lock", "../requirements-cuda.lock"]
+    assert all((folder / name).is_file() for name in named)
+    assert re.fullmatch(r"python-3\.1[12]\n", (folder / "runtime.txt").read_text())
+    after = folder / "postBuild"
+    assert os.access(after, os.X_OK) and "--no-deps --no-build-isolation --editable ." in after.read_text()
+    assert subprocess.run(["bash", "-n", after]).returncode == 0
+
+
+def test_the_workflow_builds_with_the_one_command_and_may_write_only_pages():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "site.yml").read_text())
+    jobs = workflow["jobs"]
+    assert workflow["permissions"] == {"contents": "read"} and "permissions" not in jobs["build"]
+    assert jobs["publish"]["permissions"] == {"pages": "write", "id-token": "write"}
+    assert jobs["publish"]["needs"] == "build" and "refs/heads/main" in jobs["publish"]["if"]
+    steps = jobs["build"]["steps"]
+    assert [step["run"] for step in steps if "run" in step] == ["make docs"]
+    assert steps[-1]["with"]["path"] == "_docs"
+    used = [step["uses"] for job in jobs.values() for step in job["steps"] if "uses" in step]
+    assert all(re.fullmatch(r"actions/[\w-]+@v\d+", one) for one in used), used
+
+
+# ---- the site
+
+
+def test_the_site_is_pinned_apart_from_the_library():
+    from test_project import entries, locked
+
+    pins = entries("docs/site/requirements.txt")
+    names = {pin.name for pin in pins}
+    assert {"sphinx", "myst-nb", "furo", "sphinx-mathjax-offline"} <= names and not names & set(locked())
+    for pin, hashes in pins.items():
+        assert [one.operator for one in pin.specifier] == ["=="] and hashes
+    assert "install --require-hashes --no-deps -r docs/site/requirements.txt" in (ROOT / "Makefile").read_text()
+    assert not list((ROOT / "docs").rglob("requirements*.lock"))
+
+
+def test_links_between_pages_hold_before_anything_is_built():
+    known = docs.pages()
+    assert "nbs/index.ipynb" in known and known["README.md"] == "index.md"
+    for name in known:
+        if name.endswith(".md"):
+            text = (ROOT / name).read_text(encoding="utf-8")
+            docs.linked(text, name, known)  # raises for a link that leads nowhere
+            assert all((ROOT / one).is_file() for one in docs.pictures(text, name))
+        else:
+            docs.notebook(name, known)
+
+
+def test_a_link_leads_to_a_page_a_whole_file_or_the_repository():
+    known = docs.pages()
+
+    def turned(target: str, here: str) -> str:
+        return docs.linked(f"see [it]({target}).", here, known)
+
+    assert turned("../../README.md#two", "docs/cards/README.md") == "see [it](../../index.md#two)."
+    assert turned("outputs/published/report.html", "README.md") == (
+        'see <a href="outputs/published/report.html">it</a>.'
+    )
+    assert turned("workflow", "GUIDE.md") == f"see [it]({ADDRESS}/tree/main/workflow)."
+    assert turned("tools/docs.py", "GUIDE.md") == f"see [it]({ADDRESS}/blob/main/tools/docs.py)."
+    assert turned("https://example.org", "GUIDE.md") == "see [it](https://example.org)."
+    assert docs.linked("```\n[it](gone.md)\n```", "GUIDE.md", known) == "```\n[it](gone.md)\n```"
+    assert docs.linked("in `nbs/start_here.ipynb`", "README.md", known) == (
+        "in [`nbs/start_here.ipynb`](nbs/start_here.ipynb)"
+    )
+    with pytest.raises(SystemExit, match="gone"):
+        turned("gone.md", "GUIDE.md")
+
+
+def test_a_notebook_loses_directives_and_hidden_cells_and_keeps_folded_solutions():
+    known = docs.pages()
+    before = json.loads((ROOT / "nbs/show/01_glossary.ipynb").read_text())["cells"]
+    after = json.loads(docs.notebook("nbs/show/01_glossary.ipynb", known))["cells"]
+    folded = [cell["metadata"] for cell in after if "solution" in cell["metadata"].get("tags", [])]
+    assert len(folded) == len([c for c in before if "solution" in c["metadata"].get("tags", [])]) > 0
+    assert all("hide-input" in one["tags"] and "solution" in one["mystnb"]["code_prompt_show"] for one in folded)
+    for name in known:
+        if name.endswith(".ipynb"):
+            cells = json.loads(docs.notebook(name, known))["cells"]
+            assert not [c for c in cells if c["cell_type"] == "code" and re.search(r"^#\s*\|", c["source"], re.M)], name
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        '<a href="gone.html">x</a>',
+        '<a href="other.html#gone">x</a>',
+        '<a href="#gone">x</a>',
+        '<img src="gone.png">',
+        '<img src="https://example.org/x.png">',
+        '<script src="//example.org/x.js"></script>',
+        '<link rel="stylesheet" href="https://example.org/x.css">',
+        "<style>@import 'https://example.org/x.css';</style>",
+        '<p style="background: url(https://example.org/x.png)">x</p>',
+        '<iframe srcdoc="&lt;img src=&quot;https://example.org/x.png&quot;&gt;"></iframe>',
+        '<a href="../outside.html">x</a>',
+    ],
+)
+def test_the_link_check_finds_a_planted_fault(tmp_path, planted):
+    site = tmp_path / "site"
+    site.mkdir()
+    (tmp_path / "outside.html").write_text("outside")
+    (site / "other.html").write_text('<h1 id="there">x</h1>')
+    sound = '<a href="other.html#there">x</a><a href="https://example.org">x</a><a href="mailto:a@b.c">x</a>'
+    (site / "index.html").write_text(f'{sound}<img src="data:image/png;base64,AA=="><a href="#">x</a>')
+    assert not links.faults(site)
+    (site / "index.html").write_text(sound + planted)
+    assert len(links.faults(site)) == 1
+
+
+SITE_NEEDS = ("sphinx", "myst_nb", "furo", "sphinx-mathjax-offline")
+
+
+@pytest.mark.skipif(
+    not all(map(find_spec, SITE_NEEDS)), reason="the site's requirements are not installed: `make docs` installs them"
+)
+def test_the_site_is_built_whole_and_asks_for_nothing_outside(tmp_path):
+    docs.build(tmp_path / "work", tmp_path / "site")  # minutes; warnings are errors, and every link is followed
+    site = tmp_path / "site"
+    for page in docs.pages().values():
+        assert (site / page).with_suffix(".html").is_file()
+    glossary = (site / "nbs/show/01_glossary.html").read_text()
+    assert glossary.count("Show the solution") == 2 == glossary.count("<details")
+    assert "Lagrangian" in (site / "api/dualppo.losses.weights.html").read_text()
+    assert "lagrangian" in (site / "searchindex.js").read_text()
+    assert (site / "outputs/published/explorer.html").is_file() and (site / "llms.txt").is_file()
+    assert (site / "_static/tex-svg-full.js").is_file()
