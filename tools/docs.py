@@ -180,7 +180,8 @@ def api_pages(stage: Path) -> None:
         about = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
         source = re.search(r"File to edit: [./]*(nbs/[\w/]+)\.ipynb", text)
         said = f"Exported from :doc:`/{source[1]}`.\n\n" if source else ""
-        page = f"{module}\n{'=' * len(module)}\n\n{said}.. automodule:: {module}\n   :members:\n"
+        title = module.removeprefix("dualppo.")
+        page = f"{title}\n{'=' * len(title)}\n\n{said}.. automodule:: {module}\n   :members:\n"
         written(stage / "api" / f"{module}.rst", page)
         parent = path.parent.relative_to(ROOT).as_posix().replace("/", ".")
         folders.setdefault(parent, []).append((module, about))
@@ -188,7 +189,7 @@ def api_pages(stage: Path) -> None:
         if folder == "dualppo":
             continue
         rows = "\n".join(f"- [`{m}`]({m}.rst): {about}" for m, about in modules)
-        written(stage / "api" / f"{folder}.md", f"# {folder}\n\n{rows}{toctree([m for m, _ in modules])}")
+        written(stage / "api" / f"{folder}.md", f"# {last(folder)}\n\n{rows}{toctree([m for m, _ in modules])}")
     inner = sorted(set(folders) - {"dualppo"})
     rows = [f"- [`{folder}`]({folder}.md): {', '.join(last(m) for m, _ in folders[folder])}" for folder in inner]
     rows += [f"- [`{m}`]({m}.rst): {about}" for m, about in folders["dualppo"]]
