@@ -21,6 +21,7 @@ PIP      = $(BIN)/python -m pip --disable-pip-version-check -qq
 PINS    := $(shell { pwd; $(PYTHON) -c 'import sys; print(sys.version_info[:2])'; cat requirements*.lock; } 2>/dev/null | cksum | tr ' ' '-')
 SELF    := $(shell cat settings.ini setup.py pyproject.toml | cksum | tr ' ' '-')
 STAMP    = $(VENV)/.stamp-$(PINS)
+SITED    = $(VENV)/.sited-$(PINS)-$(shell cksum < docs/site/requirements.txt | tr ' ' '-')
 
 .PHONY: help env lint test test-all reproduce bench readme docs lock clean
 .DEFAULT_GOAL := help
@@ -73,11 +74,16 @@ test-all: test  ## and the slowest tests: what a release, and a change of runs, 
 bench: env  ## speed, scale, encoding, pictures, MOLMA, writing (about half an hour; leave the machine alone meanwhile)
 	@for name in speed scale encoding pictures molma writing report; do HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
 
-readme: env  ## write the generated parts of README.md from outputs/published
-	@$(BIN)/python tools/readme.py
+readme: env  ## write what is generated: tables in README.md and RESULTS.md, docs/cards, llms.txt
+	@for name in readme cards llms; do $(BIN)/python tools/$$name.py || exit 1; done
 
-docs: env  ## the notebooks as HTML in _docs (with quarto where there is one)
-	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/docs.py
+$(SITED): $(STAMP)-$(SELF)
+	@rm -f $(VENV)/.sited-*
+	@$(PIP) install --require-hashes --no-deps -r docs/site/requirements.txt
+	@touch $@
+
+docs: env $(SITED)  ## the site in _docs: notebooks, library, methods, results (open _docs/index.html)
+	@$(BIN)/python tools/docs.py
 
 lock:  ## pin what settings.ini asks for (ARGS=--upgrade: in its newest versions)
 	$(right-python)
