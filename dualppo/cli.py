@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Command', 'ABOUT', 'Reproduce', 'Train', 'TrainTokens', 'Tables', 'RunStudy', 'WriteReport', 'Rank', 'Chat', 'Show',
            'Methods', 'Build', 'Verify', 'Scores', 'ScorePairs', 'Data', 'default_published', 'chosen_seeds',
-           'worker_count', 'usable_settings', 'show_grid', 'named', 'count_line', 'tell', 'print_failures',
-           'print_board', 'numbers_of', 'differences', 'print_tables', 'parse_value', 'parse_changes', 'train_parser',
-           'tokens_parser', 'on_tokens', 'train_overrides', 'beside', 'quietly', 'parse', 'known_flags', 'dispatch',
-           'form_of', 'run_command', 'refusal', 'main']
+           'worker_count', 'usable_settings', 'LeftColumn', 'show_grid', 'named', 'count_line', 'tell',
+           'print_failures', 'print_board', 'numbers_of', 'differences', 'print_tables', 'parse_value', 'parse_changes',
+           'train_parser', 'tokens_parser', 'on_tokens', 'train_overrides', 'beside', 'quietly', 'parse', 'known_flags',
+           'dispatch', 'form_of', 'run_command', 'refusal', 'main']
 
 # %% ../nbs/workshop/43_cli.ipynb #63a90b1b
 import contextlib
@@ -19,6 +19,7 @@ import json
 import re
 import shlex
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, make_dataclass, replace
@@ -28,7 +29,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 import pandas as pd
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 from torch import Tensor
 
@@ -61,10 +62,11 @@ from .show.terminal import Printer, TableForm, by_group, show_table, side_by_sid
 from .bench.replies import add_scores
 from .bench.sources import data_argument, features_path
 from .runs.execution import run_once
+from .runs.forecast import Forecast, about, seconds_before, seconds_of_seeds
 from .runs.jobs import available_cpus
 from .runs.parallel import Outcome, run_grid
 from .runs.records import check_writable, default_outputs, job_path, profile_folder
-from .runs.spec import PROFILES, Run, cost, grid, pick_device, run_from
+from .runs.spec import PROFILES, Run, grid, pick_device, run_from
 from dualppo.papers.tables import (
     Cell,
     build_table,
@@ -422,7 +424,8 @@ def _reproduce(args: Reproduce, printer: Printer) -> int:
     texts = args.data if Path(args.data).exists() and Path(args.data) != path else ""
     folders = list(dict.fromkeys(map(profile_folder, runs)))
     if args.engine == "local":
-        outcomes = show_grid(runs, outputs, workers, args.notebooks, texts, console)
+        forecast = Forecast.of(runs, seconds_before(published or outputs, runs), workers)
+        outcomes = show_grid(runs, outputs, workers, args.notebooks, texts, console, forecast)
     else:
         config = Config(
             profile, str(outputs), data, args.device, tuple(chosen), settings, args.start, 0, args.notebooks, texts
@@ -442,6 +445,20 @@ def _reproduce(args: Reproduce, printer: Printer) -> int:
     return 1 if failed else 0
 
 # %% ../nbs/workshop/43_cli.ipynb #cb3c16d1
+class LeftColumn(ProgressColumn):
+    "The minutes left, looked at once a second."
+
+    max_refresh = 1.0
+
+    def __init__(self, forecast: Forecast):
+        super().__init__()
+        self.forecast = forecast
+
+    def render(self, task: Task) -> Text:
+        "About how long it will take."
+        return Text(about(self.forecast.seconds_left(time.monotonic())), style="cyan")
+
+
 def show_grid(
     runs: Sequence[Run],
     outputs: Path,
@@ -449,41 +466,42 @@ def show_grid(
     notebooks: bool,
     texts: str,
     console: Console,
+    forecast: Forecast,
 ) -> list[Outcome]:
     "Run the grid under a progress bar that says what runs and about how long it will take."
-    total = sum(cost(run) for run in runs)
     running: list[Run] = []
     bar = Progress(
         SpinnerColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}", style="dim"),
-        BarColumn(),
-        TextColumn("{task.percentage:3.0f} %"),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} runs", style="dim"),
+        BarColumn(20),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        LeftColumn(forecast),
         TextColumn("{task.description}"),
         console=console,
         transient=True,
     )
     with bar:
-        task = bar.add_task("looking for what is missing", total=total)
+        task = bar.add_task("looking for what is missing", total=len(runs))
 
         def names() -> None:
             bar.update(task, description=", ".join(map(named, running)))
 
         def started(run: Run) -> None:
             running.append(run)
+            forecast.begin(run, time.monotonic())
             names()
 
         def ended(outcome: Outcome) -> None:
             if outcome.run in running:
                 running.remove(outcome.run)
+            bar.advance(task)
             if outcome.status == "cached":
-                bar.update(task, total=(bar.tasks[0].total or 0) - cost(outcome.run))
+                forecast.drop(outcome.run)
                 return
-            bar.advance(task, cost(outcome.run))
+            seeds = seconds_of_seeds(job_path(outputs, outcome.run)) if outcome.status == "done" else []
+            forecast.end(outcome.run, outcome.seconds, seeds)
             names()
-            tell(outcome, console)
+            tell(outcome, console, about(forecast.seconds_left(time.monotonic())) if forecast.unfinished else "")
             if outcome.status == "done":
                 refresh(outputs, profile_folder(outcome.run))
 
@@ -504,12 +522,11 @@ def count_line(outcomes: Sequence[Outcome]) -> str:
     )
 
 # %% ../nbs/workshop/43_cli.ipynb #0c897cf4
-def tell(outcome: Outcome, console: Console) -> None:
-    "One line about a run that ended."
+def tell(outcome: Outcome, console: Console, left: str = "") -> None:
+    "One line about a run that ended, and about the time left."
     sign, style = ("✓", "green") if outcome.status == "done" else ("✗", "red")
-    console.print(
-        Text(f"{sign} {named(outcome.run)} {outcome.seconds:.0f} s {outcome.why}", style=style)
-    )
+    said = Text(f"{sign} {named(outcome.run)} {outcome.seconds:.0f} s {outcome.why}".rstrip(), style=style)
+    console.print(said.append(f"; {left}" if left else "", style="dim"))
 
 
 def print_failures(failed: Sequence[Outcome], total: int, console: Console) -> None:
