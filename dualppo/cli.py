@@ -58,6 +58,7 @@ from .writing.stored import load_speaker
 from .papers.molma import write_molma
 from .show.explorer import has_marks, write_explorer
 from .show.report import write_report
+from .show.summary import answers_screen
 from .show.terminal import Printer, TableForm, by_group, show_table, side_by_side
 from .bench.replies import add_scores
 from .bench.sources import data_argument, features_path
@@ -99,7 +100,7 @@ from .runs.workflow import Config, check_engine, run_workflow
 # %% ../nbs/workshop/43_cli.ipynb #36134285
 @dataclass(frozen=True)
 class Reproduce:
-    """Run the paper's grid and print its tables beside yours.
+    """Run the paper's grid, print its tables beside yours, and on one screen what they answer.
 
     Does only what is missing: stop it with Ctrl-C at any time and call it again. Results: OUTPUTS/runs (one JSON per
     run), OUTPUTS/notebooks (one executed notebook per run), OUTPUTS/tables, OUTPUTS/figures.
@@ -435,12 +436,16 @@ def _reproduce(args: Reproduce, printer: Printer) -> int:
         )
     console.print(count_line(outcomes))
     failed = [o for o in outcomes if o.status == "failed"]
-    for folder in folders:
-        if any(o.status != "failed" and profile_folder(o.run) == folder for o in outcomes):
-            if profile == "board":
-                print_board(outputs, folder, printer)
-            else:
-                print_tables(outputs, folder, published, printer)
+    made = [f for f in folders if any(o.status != "failed" and profile_folder(o.run) == f for o in outcomes)]
+    for folder in made:
+        if profile == "board":
+            print_board(outputs, folder, printer)
+        else:
+            print_tables(outputs, folder, published, printer)
+    printer.note()
+    if made:
+        papers = data == "embedded" and args.paper == "dual_ppo" and profile != "board"
+        answers_screen(printer, outputs, made[0], published, args.outputs is not None, papers)
     print_failures(failed, len(outcomes), console)
     return 1 if failed else 0
 

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -14,8 +15,13 @@ from test_cli import TINY, in_a_terminal
 from test_tables import NAMES, graded, store
 
 from dualppo.cli import main
+from dualppo.methods.rows import STARTS
 from dualppo.papers import tables
-from dualppo.show.terminal import LeftOut, print_table
+from dualppo.papers.ledger import BEGINS, read_ledger
+from dualppo.show.summary import answers_screen, own_answers, published_answers, taken_apart
+from dualppo.show.terminal import LeftOut, Printer, print_table
+
+PUBLISHED = Path(__file__).resolve().parent.parent / "outputs" / "published"
 
 COLOURS = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
@@ -138,3 +144,66 @@ def test_a_figure_is_shown_whole_or_its_column_is_named(data, width):
     console = Console(width=width, file=(said := io.StringIO()), color_system=None)
     assert print_table("title", heads, rows, console, wide=True) == LeftOut()
     assert all(" ".join(cell.split(" ")) in said.getvalue() for row in rows for cell in row)
+
+
+# ---- what came out
+
+
+def questions() -> list[str]:
+    """The five questions as the ledger writes them."""
+    return [line.split("**")[1] for line in read_ledger(PUBLISHED)[0]]
+
+
+def test_every_answer_of_the_ledger_is_taken_apart_without_a_loss():
+    lines = read_ledger(PUBLISHED)[0]
+    assert len(lines) == 5
+    for line in lines:
+        found = taken_apart(line)
+        assert {one.start for one in found} == set(STARTS)
+        for one in found:
+            said = line.partition(f"{BEGINS[one.start]}: ")[2]
+            assert one.measured != said.startswith("not yet measured")
+            assert line.startswith(f"**{one.question}**") and one.word in said
+            assert " ".join(filter(None, (one.what, one.figure))) in said and "**" not in one.figure
+            assert not one.measured or re.search(r"n = \d+$", one.figure)
+
+
+def test_the_job_ends_with_the_answers_and_where_to_look(capsys, tmp_path, without_processes, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    argv = ["reproduce", "--profile", "smoke", "--methods", "similarity", "--settings", "stress", "--no-notebooks"]
+    assert main([*argv, "--outputs", str(tmp_path)]) == 0
+    lines = bare(capsys.readouterr().out)
+    start = next(i for i, line in enumerate(lines) if "Five questions" in line)
+    screen = lines[start:]
+    assert len(screen) <= 40 and all(any(line.startswith(asked) for line in screen) for asked in questions())
+    text = " ".join(" ".join(screen).split())
+    for one in (one for line in read_ledger(PUBLISHED)[0] for one in taken_apart(line)):
+        assert not one.measured or (one.figure in text and one.word in text)
+    assert "published: " in text and "yours" not in text, "a smoke test answers nothing"
+    command = re.search(r"dualppo (tables --profile smoke --against similarity --outputs \S+)", text)[1]
+    assert main(command.split()) == 0, "what it says can be done"
+    capsys.readouterr()
+    assert main([*argv, "--outputs", str(tmp_path), "--json"]) == 0
+    found = {one["title"]: one["rows"] for one in json.loads(capsys.readouterr().out)["tables"]}
+    assert {row["question"] for row in found["answers"]} == set(questions())
+
+
+def test_yours_stand_beside_the_published_ones(tmp_path):
+    names = ("dual_ppo", "dual_ppo_bandit", "similarity", "similarity_mask", "fixed_weights_bandit", "wo_mask_bandit")
+    store(tmp_path, [graded(n, range(3), 0.03 * i, draw=i) for i, n in enumerate(names)])
+    printer = Printer(Console(width=80, file=(said := io.StringIO()), color_system=None))
+    answers_screen(printer, tmp_path, "quick", PUBLISHED, named=True)
+    text = " ".join(said.getvalue().split())
+    own = [one for one in own_answers(tmp_path) if one.measured]
+    assert own and all(f"yours: {one.word + '. ' if one.word else ''}{one.figure}" in text for one in own)
+    assert "not yet measured" in text, "no run of what padding is compared with"
+    (tmp_path / "claims.json").write_text("{")
+    assert published_answers(tmp_path) == [] == published_answers(None), "a broken ledger is no reason to fail"
+
+
+def test_runs_on_own_data_answer_no_question_of_the_papers(capsys, tmp_path, toy, without_processes):
+    argv = ["reproduce", "--profile", "smoke", "--methods", "random", "--settings", "clean", "--no-notebooks"]
+    assert main([*argv, "--data", str(toy), "--outputs", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "Five questions" not in said and "published:" not in said
+    assert "Where to look" in said and "dualppo report --profile smoke-toy-" in said
