@@ -9,7 +9,7 @@ import pytest
 from test_cli import in_a_terminal
 from test_terminal import bare
 
-from dualppo.runs.forecast import START_UP, Forecast, about, seconds_before, seconds_expected, weighted_median
+from dualppo.runs.forecast import START_UP, TimeLeft, about, seconds_before, seconds_expected, weighted_median
 from dualppo.runs.spec import Run, cost
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "outputs" / "published"
@@ -28,7 +28,7 @@ def really(profile: str) -> list[tuple[Run, list[float]]]:
 
 def played(jobs, before, workers: int, part: float, slowness: float, starting: float) -> float:
     """What a grid's forecast says after a part of its time, divided by what is then really left."""
-    forecast = Forecast.of([run for run, _ in jobs], before, workers)
+    forecast = TimeLeft.of([run for run, _ in jobs], before, workers)
     events, free = [], [0.0] * workers
     for run, seeds in sorted(jobs, key=lambda job: cost(job[0]), reverse=True):
         begin, took = heapq.heappop(free), [slowness * seconds for seconds in seeds]
@@ -69,7 +69,7 @@ def test_what_was_never_run_is_guessed_from_what_has_ended():
     known = {key: s for key, s in seconds_before(PUBLISHED, [run for run, _ in jobs]).items() if "bandit" not in key[0]}
     assert any(seconds_expected(run, known) is None for run, _ in jobs)
     assert 2 / 3 < played(jobs, known, 2, 1 / 3, 1.7, starting=7.0) < 4 / 3
-    assert Forecast.of([run for run, _ in jobs], {}, 2).seconds_left(0.0) is None and about(None) == ""
+    assert TimeLeft.of([run for run, _ in jobs], {}, 2).seconds_left(0.0) is None and about(None) == ""
     assert 1 / 2 < played(jobs, {}, 2, 1 / 3, 1.7, starting=7.0) < 2, "records there are none"
 
 
@@ -86,7 +86,7 @@ def test_another_profile_stands_in_by_its_number_of_epochs():
 def test_a_run_of_any_parameters_can_be_forecast():
     """Runs hold dictionaries and cannot be keys."""
     run = Run("sft", "stress", (0, 1), overrides={"epochs": 3})
-    forecast = Forecast.of([run, Run("random", "clean", (0,))], {("sft", "similarity", "quick", "stress"): 8.0}, 2)
+    forecast = TimeLeft.of([run, Run("random", "clean", (0,))], {("sft", "similarity", "quick", "stress"): 8.0}, 2)
     forecast.begin(run, 0.0)
     forecast.drop(Run("random", "clean", (0,)))
     expected = seconds_expected(run, {("sft", "similarity", "quick", "stress"): 8.0})
@@ -96,7 +96,7 @@ def test_a_run_of_any_parameters_can_be_forecast():
 
 
 def test_overdue_runs_get_another_tenth():
-    forecast = Forecast.of([Run("sft", "stress", (0,))], {("sft", "similarity", "quick", "stress"): 2.0}, 1)
+    forecast = TimeLeft.of([Run("sft", "stress", (0,))], {("sft", "similarity", "quick", "stress"): 2.0}, 1)
     forecast.begin(Run("sft", "stress", (0,)), 0.0)
     assert forecast.seconds_left(100.0) == 10.0
 
@@ -104,7 +104,7 @@ def test_overdue_runs_get_another_tenth():
 def test_fewer_workers_than_asked_for_are_seen():
     runs = [Run(name, "stress", (0,)) for name in ("sft", "dpo", "random")]
     before = {(run.method, "similarity", "quick", "stress"): 10.0 for run in runs}
-    forecast = Forecast.of(runs, before, 3)
+    forecast = TimeLeft.of(runs, before, 3)
     assert forecast.seconds_left(0.0) == START_UP + 10
     forecast.begin(forecast.waiting[0].run, 0.0)
     assert forecast.seconds_left(0.0) == 3 * (START_UP + 10)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Before', 'START_UP', 'seconds_of', 'seconds_before', 'seconds_expected', 'Job', 'Ended', 'weighted_median',
-           'Forecast', 'about', 'seconds_of_seeds']
+           'TimeLeft', 'about', 'seconds_of_seeds']
 
 # %% ../../nbs/workshop/41h_forecast.ipynb #178bfa80
 import heapq
@@ -95,7 +95,7 @@ def weighted_median(values: Sequence[tuple[float, float]]) -> float:
 
 
 @dataclass
-class Forecast:
+class TimeLeft:
     "What is known of a grid while it goes on; `workers` is how many runs may go on at a time."
 
     waiting: list[Job]
@@ -105,7 +105,7 @@ class Forecast:
     seen: int = 0  # the most runs at a time so far: memory may allow fewer than were asked for
 
     @classmethod
-    def of(cls, runs: Sequence[Run], before: Before, workers: int) -> "Forecast":
+    def of(cls, runs: Sequence[Run], before: Before, workers: int) -> "TimeLeft":
         "Of runs that have not begun, the longest first, as a grid takes them."
         jobs = [Job(run, seconds_expected(run, before), cost(run)) for run in runs]
         return cls(sorted(jobs, key=lambda job: job.units, reverse=True), workers)
