@@ -57,6 +57,9 @@ def refused(capsys, *argv) -> str:
         (("reproduce", "--profle", "quick"), "--profile"),
         (("data", "verify", "nowhere.safetensors"), "no such file"),
         (("repro",), "reproduce"),
+        (("methods", "--csv", "--json"), "exclude each other"),
+        (("methods", "--wid"), "--wide"),
+        (("train", "sft", "--jso"), "--json"),
         ((), "reproduce"),
     ],
 )
@@ -239,7 +242,7 @@ def test_train_takes_seeds_by_name_and_says_where_they_are(capsys, tmp_path, toy
         (path,) = [p for p in tmp_path.rglob("sft-*.json") if (read_record(p) or {}).get("seeds") == seeds]
         assert "Its folder of runs is custom" in said and path.parent.parent.name == "custom"
     command = re.search(r"dualppo (tables --profile custom --outputs .*)", said)[1]
-    assert main(command.split()) == 0  # what it says can be done
+    assert main([*command.split(), "--wide"]) == 0  # what it says can be done
     shown = capsys.readouterr().out
     assert re.search(r"SFT .* 4│", shown), shown  # seeds 0, 1, 3, 7: one row, and seed 0 counts once
 
@@ -249,7 +252,8 @@ def test_reproduce_takes_seeds_and_tables_a_baseline(capsys, tmp_path, toy, with
     assert main(["reproduce", "--profile", "smoke", "--methods", "similarity", "sft", "--seeds", "1,4,6", *argv]) == 0
     assert {tuple(read_record(p)["seeds"]) for p in (tmp_path / "runs" / "custom").rglob("*.json")} == {(1, 4, 6)}
     capsys.readouterr()
-    assert main(["tables", "--profile", "custom", "--against", "similarity", "--outputs", str(tmp_path)]) == 0
+    argv = ["tables", "--profile", "custom", "--against", "similarity", "--outputs", str(tmp_path), "--wide"]
+    assert main(argv) == 0
     said = capsys.readouterr().out
     assert "stress, minus Similarity (untrained start)" in said and "Differences: paired with" in said
     (row,) = [line for line in said.split("minus Similarity")[1].splitlines() if line.startswith("│SFT")]
@@ -301,9 +305,9 @@ def in_a_terminal(columns: int, *argv, **environment) -> tuple[str, int]:
     code = "import sys; from dualppo.cli import main; sys.exit(main(sys.argv[1:]))"
     child, terminal = pty.fork()
     if child == 0:
-        os.environ.pop("COLUMNS", None)
-        os.environ.update(environment)
-        os.execv(sys.executable, [sys.executable, "-c", code, *argv])
+        # a whole environment: readline, which pytest imports, sets COLUMNS where os.environ does not see it
+        kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+        os.execve(sys.executable, [sys.executable, "-c", code, *argv], kept | environment)
     ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     said = b""
     while True:

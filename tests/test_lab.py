@@ -184,7 +184,7 @@ def test_rank_on_the_command_line(tmp_path):
     (tmp_path / "replies.txt").write_text("I like dogs, too.\nThe moon is far away.\nYou are an idiot.\n")
     command = ["rank", str(policy_path(job_path(tmp_path, run), 0)), "--query", "Do you like dogs?", "--knowledge"]
     env = dict(os.environ)
-    done = dualppo([*command, "Dogs are pets.", "--replies", str(tmp_path / "replies.txt")], env, ROOT)
+    done = dualppo([*command, "Dogs are pets.", "--replies", str(tmp_path / "replies.txt"), "--wide"], env, ROOT)
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith("│")]
     first, last = rows[0], rows[-1]

@@ -43,7 +43,7 @@ def test_what_cannot_be_judged_is_not_judged(own, tmp_path, capsys):
         assert result["test"]["good"] is None and 0 <= result["test"]["help"] <= 1
         assert result["test"]["average_reward"] > 0 and result["curves"][0]["dev_good"] is None
     capsys.readouterr()
-    assert main(["tables", "--profile", "custom", "--outputs", str(tmp_path)]) == 0
+    assert main(["tables", "--profile", "custom", "--outputs", str(tmp_path), "--wide"]) == 0
     shown = capsys.readouterr().out
     assert "not judged here, since it was fitted on another encoder's embeddings" in " ".join(shown.split())
     row = next(line for line in shown.splitlines() if "Dual-objective PPO" in line)

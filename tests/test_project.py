@@ -269,6 +269,10 @@ ALLOWED = {
         "snapshot_download",
     ): "fetches the encoder where its package is not installed, at a pinned commit, each file's sha256 checked; "
     "or the one that the user names, whose commit and sha256 the card keeps",
+    (
+        "dualppo/show/doctor.py",
+        "socket.create_connection",
+    ): "asks whether a host answers, sends nothing and reads nothing",
 }
 FETCHES = (
     r"(.*\.)?(urlopen|urlretrieve|snapshot_download|hf_hub_download|load_state_dict_from_url|download_url_to_file)"
@@ -390,7 +394,8 @@ def test_no_unsafe_loading_anywhere():
             .replace("nbs/workshop/40c_download.ipynb", "dualppo/text/download.py")
             .replace("nbs/text/02_encoders.ipynb", "dualppo/text/encoders.py")
             .replace("nbs/methods/40_methods.ipynb", "dualppo/methods/rows.py")
-            .replace("nbs/workshop/41d_execution.ipynb", "dualppo/runs/execution.py"),
+            .replace("nbs/workshop/41d_execution.ipynb", "dualppo/runs/execution.py")
+            .replace("nbs/workshop/43c_doctor.ipynb", "dualppo/show/doctor.py"),
         )
     ]
     assert not found, "\n".join(found)
