@@ -7,8 +7,8 @@ __all__ = ['Command', 'ABOUT', 'Reproduce', 'Train', 'TrainTokens', 'Tables', 'R
            'Methods', 'Doctor', 'Build', 'Verify', 'Scores', 'ScorePairs', 'Data', 'default_published', 'chosen_seeds',
            'worker_count', 'usable_settings', 'LeftColumn', 'show_grid', 'named', 'count_line', 'tell',
            'print_failures', 'print_board', 'table_numbers', 'differences', 'print_tables', 'parse_value',
-           'parse_changes', 'train_parser', 'tokens_parser', 'on_tokens', 'train_overrides', 'beside', 'quietly',
-           'parse', 'known_flags', 'dispatch', 'asked_form', 'run_command', 'refusal', 'main']
+           'parse_changes', 'train_parser', 'tokens_parser', 'on_tokens', 'train_overrides', 'picture_table', 'beside',
+           'quietly', 'parse', 'known_flags', 'dispatch', 'asked_form', 'run_command', 'refusal', 'main']
 
 # %% ../nbs/workshop/43_cli.ipynb #63a90b1b
 import contextlib
@@ -40,6 +40,15 @@ from .core.files import read_text
 from .bench.features import STRONG, embedded_path, load_features, verify
 from .papers.board import advice, board_table, write_board
 from .papers.ledger import write_ledger
+from dualppo.papers.picture_study import (
+    PICTURE_ROWS,
+    picture_frame,
+    picture_plan,
+    picture_records,
+    picture_rows,
+    picture_verdicts,
+    run_picture_study,
+)
 from .papers.registration import registration
 from .papers.token_plan import token_plan
 from .papers.token_tables import token_tables, write_token_tables
@@ -53,6 +62,7 @@ from .bench.open import Spec
 from .bench.readable import Texts, chosen, own_texts, tutorial_features, tutorial_splits
 from .methods.base import learner_of
 from .text.encoders import encoder_identity
+from .vision.pictograms import load_pictograms
 from .writing.course import WRITERS, writer_row
 from .writing.starts import ModelName, WriterStart
 from .writing.stored import load_speaker
@@ -192,9 +202,10 @@ class Tables:
 class RunStudy:
     """Run one of the studies.
 
-    They are weights, class_tuning, class, hacking, sensitivity, molma, open_tuning, open, open_topics.
+    They are weights, class_tuning, class, hacking, sensitivity, molma, open_tuning, open, open_topics, pictures.
 
-    Each is a question answered by runs that differ in one thing.
+    Each is a question answered by runs that differ in one thing. That of pictures has its own data, and one process
+    works at it: call it twice for two.
     """
 
     name: tyro.conf.Positional[str]  # which study
@@ -413,6 +424,10 @@ def _reproduce_tokens(args: Reproduce, printer: Printer) -> int:
     return 1 if failed else 0
 
 
+def _silent(line: str) -> None:
+    "Nothing is said of a run that takes seconds."
+
+
 def _reproduce(args: Reproduce, printer: Printer) -> int:
     "The grid, with a progress bar; the tables fill as runs end. 1 if a run failed."
     if args.tokens:
@@ -457,9 +472,13 @@ def _reproduce(args: Reproduce, printer: Printer) -> int:
             print_board(outputs, folder, printer)
         else:
             print_tables(outputs, folder, published, printer)
+    papers = data == "embedded" and args.paper == "dual_ppo" and profile != "board"
+    if made and papers and profile != "smoke" and not (chosen or args.settings or args.start or seeds):
+        console.print(Text("One seed of five policies beside pictures (notebook 69)"))
+        run_picture_study(outputs, load_pictograms(), _silent, seeds=[0], only=PICTURE_ROWS)
+        picture_table(outputs, published, printer)
     printer.note()
     if made:
-        papers = data == "embedded" and args.paper == "dual_ppo" and profile != "board"
         answers_screen(printer, outputs, made[0], published, args.outputs is not None, papers)
     print_failures(failed, len(outcomes), console)
     return 1 if failed else 0
@@ -696,8 +715,33 @@ def train_overrides(argv: Sequence[str], *parts: Any) -> dict[str, object]:
     return {f.name: getattr(part, f.name) for part in parts for f in fields(part) if f.name in given}
 
 # %% ../nbs/workshop/43_cli.ipynb #81022b5b
+def picture_table(outputs: Path, published: Path | None, printer: Printer) -> None:
+    "The rows with pictures of a folder, and beside them the published ones."
+    for title, folder in (("with pictures", outputs), ("with pictures, published", published)):
+        if folder and len(frame := picture_rows(picture_records(folder))):
+            rows = [[_cell(value) for value in row] for row in frame.itertuples(index=False)]
+            printer.table(title, list(frame.columns), rows, frame)
+
+
+def _study_pictures(args: RunStudy, printer: Printer) -> int:
+    "The registered study of pictures."
+    if args.data not in ("auto", "embedded"):
+        raise DataError(f"the study of pictures has its own data, got --data {args.data}; leave it out.")
+    outputs = args.outputs or default_outputs()
+    check_writable(outputs)
+    run_picture_study(outputs, load_pictograms(), lambda line: printer.console.print(Text(line)))
+    picture_table(outputs, default_published(), printer)
+    verdicts = picture_verdicts(picture_plan(), picture_frame(picture_records(outputs))).reset_index(names="id")
+    shown = verdicts[["question", "asked", "n", "value", "low", "high", "p", "holds"]]
+    rows = [[_cell(value) for value in row] for row in shown.itertuples(index=False)]
+    printer.table("what was registered", list(shown.columns), rows, verdicts)
+    return 0
+
+
 def _study(args: RunStudy, printer: Printer) -> int:
     "What is missing of a study, and its summary. 1 if a run failed."
+    if args.name == "pictures":
+        return _study_pictures(args, printer)
     console = printer.console
     outputs, chosen = args.outputs or default_outputs(), studies.study(args.name)
     path = features_path(args.data, report=console.print)
