@@ -58,7 +58,17 @@ def test_the_comparison_sees_a_stale_number():
     assert not same("gains 0.10", "gains −0.10") and same("", "")
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
+# They train or score for more than ten seconds before they show anything.
+LONG = ("3g_fronts", "3h_open", "3k_red_team", "3l1_harm_trust", "3l2_perturbed", "3l_trust")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in LONG else [])
+        for path in sorted(FOLDER.glob("*.ipynb"))
+    ],
+)
 def test_what_is_shown_is_what_comes_out(path):
     was, now = nbformat.read(path, 4), nbformat.read(path, 4)
     client = NotebookClient(now, timeout=600, resources={"metadata": {"path": str(FOLDER)}})
