@@ -22,7 +22,7 @@ def filled(text: str, sections: Mapping[str, str]) -> str:
 
 def generated(published: Path) -> dict[str, str]:
     """Every section that is written from the published runs, by the name of its markers."""
-    from dualppo.papers import molma
+    from dualppo.papers import molma, picture_study
     from dualppo.papers.ledger import ledger_sections
     from dualppo.papers.tables import table_sections
     from dualppo.show import report
@@ -31,6 +31,7 @@ def generated(published: Path) -> dict[str, str]:
         table_sections(published)
         | ledger_sections(published)
         | molma.molma_sections(published)
+        | picture_study.picture_sections(published)
         | report.machine_sections(published)
     )
 

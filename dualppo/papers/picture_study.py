@@ -6,7 +6,7 @@
 __all__ = ['PICTURE_CONFIGS', 'SHOWN_CELLS', 'PICTURE_ROWS', 'PictureArm', 'PictureHypothesis', 'PicturePlan',
            'read_picture_plan', 'picture_plan', 'picture_measures', 'guard_measures', 'train_picture_arm',
            'picture_key', 'PictureRecord', 'picture_path', 'picture_records', 'run_picture_seed', 'run_picture_study',
-           'picture_frame', 'picture_verdicts', 'picture_rows']
+           'picture_frame', 'picture_verdicts', 'picture_rows', 'picture_sections']
 
 # %% ../../nbs/papers/3n_pictures.ipynb #0a90633f
 import hashlib
@@ -35,6 +35,7 @@ from ..exact.front import front
 from ..methods.base import train
 from ..methods.baselines import DPOConfig, SFTConfig
 from ..methods.modrl import MODRLConfig
+from .tables import NOT_YET
 from .stats import holm, paired_permutation, resplit_interval
 from ..policies.policy import all_log_probs
 from ..runs.codehash import definitions_sha256, reached
@@ -375,6 +376,22 @@ def picture_rows(records: Sequence[Mapping[str, Any]], level: float = 0.95) -> p
                 row[head] += f" [{found.low:.1f}, {found.high:.1f}]"
         rows.append(row | {"n": len(cells)})
     return pd.DataFrame([row for row in rows if row["n"]])
+
+
+def picture_sections(published: Path) -> dict[str, str]:
+    "What stands between the markers `pictures` of the page of results, as markdown."
+    if not (records := picture_records(published)):
+        return {"pictures": NOT_YET}
+    frame, plan = picture_rows(records), picture_plan()
+    heads = list(frame.columns)
+    lines = [heads, [":--", *["--:"] * (len(heads) - 1)], *frame.astype(str).to_numpy().tolist()]
+    verdicts = picture_verdicts(plan, picture_frame(records))
+    asked = [
+        f"- {v.question} {'Yes' if v.holds else 'No'}: {v.asked}; {v.value:.3f} (n = {v.n})."
+        for v in verdicts.itertuples()
+    ]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return {"pictures": "\n".join([table, "", *asked])}
 
 
 def _asked(one: PictureHypothesis) -> str:
