@@ -796,9 +796,9 @@ def _report(args: WriteReport, console: Console) -> int:
     folder = args.profile or shown_folder(outputs)
     read_runs(outputs, folder)  # a folder without runs is a mistake, not an empty page
     evidence = any(records_at(outputs, profile) for profile in (registration().profile, "quick"))
+    written = [write_ledger(outputs)] if evidence else []  # before the page, which shows it
     explorer = [write_explorer(outputs, folder)] if has_marks(records_at(outputs, folder)) else []
-    page = write_report(outputs, folder=folder, explorer=bool(explorer))
-    written = [*([write_ledger(outputs)] if evidence else []), *explorer, page]
+    written += [*explorer, write_report(outputs, folder=folder, explorer=bool(explorer))]
     console.print(Text(f"Written: {', '.join(map(str, written))}"))
     return 0
 

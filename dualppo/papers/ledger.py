@@ -463,10 +463,11 @@ def claimed() -> list[Claim]:
             gap = printed_value("Proposed", column) - printed_value(name, column)
             words = {"help": "more helpful", "harm": "less harmful", "reward": "higher average reward"}[column]
             reading = f" ({readings[metric]})" if column == "help" else ""
+            seen = ", on text" if name == "Safe RLHF-V" else ""  # with pictures: notebook 69
             rows.append(
                 Claim(
                     "C2",
-                    f"{words} than {name}{reading}",
+                    f"{words} than {name}{seen}{reading}",
                     f"{gap:+.4g}",
                     question,
                     -1 if column == "harm" else 1,
