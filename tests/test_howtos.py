@@ -29,7 +29,8 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 def begins_with(page: Path) -> Path | None:
     """The page in whose folder this one starts."""
-    found = re.search(r"^Starts in the folder of \[.*?\]\((.*?)\)", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    text = page.read_text(encoding="utf-8")
+    found = re.search(r"^Starts in the folder of \[.*?\]\((.*?)\)", text, flags=re.MULTILINE)
     return HOWTOS / found[1] if found else None
 
 
