@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def follow(page: Path, folder: Path) -> None:
         assert language in ("bash", "python"), f"{page.name}: nothing can be done with a block of {language!r}"
         script = folder.parent / f"block{number}"
         script.write_text(text)
-        program = ["bash", "-eu"] if language == "bash" else [sys.executable]
+        program = ["bash", "-eu", "-o", "pipefail"] if language == "bash" else [sys.executable]
         done = subprocess.run([*program, script], cwd=folder, env=env, capture_output=True, text=True)
         said = f"{page.name}, block {number}:\n{text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         assert done.returncode == 0 and "Traceback" not in done.stderr, said
@@ -91,10 +92,18 @@ def place(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_does_what_it_says(page, place):
-    pytest.importorskip("sentence_transformers")
+    if not find_spec("sentence_transformers"):
+        pytest.skip("needs the extra build")
     folder = followed(page, place / page.stem)
     for name in left(page):
         assert list(folder.glob(name)), f"{page.name} says it leaves {name}, and left {sorted(folder.rglob('*'))}"
+
+
+@pytest.mark.parametrize("command", ["false", "dualppo-that-was | cat", "cat nothing.txt; true"])
+def test_a_page_that_does_not_work_any_more_fails(command, tmp_path):
+    (page := tmp_path / "page.md").write_text(f"```bash\n{command}\n```\n")
+    with pytest.raises(AssertionError, match="page.md, block 0"):
+        follow(page, tmp_path / "page" / "folder")
 
 
 def test_the_list_names_every_page_and_the_pages_are_short():
