@@ -12,6 +12,7 @@ __all__ = ['Command', 'ABOUT', 'Reproduce', 'Train', 'TrainTokens', 'Tables', 'R
 
 # %% ../nbs/workshop/43_cli.ipynb #63a90b1b
 import contextlib
+import os
 import copy
 import io
 import itertools
@@ -190,7 +191,8 @@ class TrainTokens:
 class Tables:
     "Assemble Table 2, Table 3 and Graph 1 (csv, md, tex, html, png) from the runs that are there, and print them."
 
-    profile: str = "quick"  # folder of OUTPUTS/runs: a profile, custom, or the one that `train` or `reproduce` named
+    # folder of OUTPUTS/runs: a profile, custom, or the one that `train` or `reproduce` named; default: as the report's
+    profile: str | None = None
     # add for every row its paired difference, with interval, to this method (for example similarity)
     against: str | None = None
     outputs: Path | None = None  # where the runs lie; default: outputs/local
@@ -847,7 +849,8 @@ def _tables(args: Tables, printer: Printer) -> int:
     if args.profile == "board":
         print_board(args.outputs or default_outputs(), args.profile, printer)
         return 0
-    print_tables(args.outputs or default_outputs(), args.profile, published, printer, args.against)
+    outputs = args.outputs or default_outputs()
+    print_tables(outputs, args.profile or shown_folder(outputs), published, printer, args.against)
     return 0
 
 
@@ -1133,7 +1136,10 @@ def refusal(error: OSError) -> DataError:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    "The `dualppo` command: 0, 1 when a run failed, 2 after one sentence about bad input, 130 when interrupted."
+    """The `dualppo` command: 0, 1 when a run failed, 2 after one sentence about bad input.
+
+    130 when interrupted, 141 when nobody reads what it prints.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="dualppo-plainly")  # a path may hold bytes that are no text
@@ -1142,6 +1148,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DataError as error:
         print(f"dualppo: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # who reads along has seen enough, as in `dualppo methods | head`
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or what is left fails once more at the end
+        return 141  # what a shell says of a process that ended so
     except OSError as error:
         if error.filename is None:
             raise

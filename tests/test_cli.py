@@ -370,3 +370,20 @@ def test_a_path_of_5000_letters_is_one_sentence(capsys, tmp_path, toy):
         ("data", "verify", long),
     ):
         assert len(refused(capsys, *argv)) < 2000
+
+
+@pytest.mark.parametrize("words", ["--help", "methods --wide", "methods --csv"])
+def test_who_reads_only_the_first_line_gets_no_traceback(words):
+    code = "import sys; from dualppo.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = ["bash", "-c", f"{sys.executable} -c '{code}' {words} | head -n 1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.count("\n") == 1 and not done.stderr
+
+
+def test_tables_show_the_folder_that_has_runs(tmp_path, capsys):
+    store(tmp_path, [record("random", "clean")])
+    (tmp_path / "runs" / "quick").rename(tmp_path / "runs" / "custom")
+    assert main(["tables", "--outputs", str(tmp_path), "--published", str(tmp_path)]) == 0
+    assert "Random" in capsys.readouterr().out
+    assert main(["tables", "--outputs", str(tmp_path), "--profile", "quick"]) == 2
+    assert "name a folder that has some: custom" in capsys.readouterr().err

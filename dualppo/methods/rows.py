@@ -291,9 +291,20 @@ def method_modules() -> list[ModuleType]:
         for one in pkgutil.iter_modules(methods.__path__)
         if one.name != "rows"
     ]
-    return own + [
-        point.load() for point in sorted(metadata.entry_points(group="dualppo.methods"), key=lambda point: point.name)
-    ]
+    points = sorted(metadata.entry_points(group="dualppo.methods"), key=lambda point: point.name)
+    return own + [_loaded(point) for point in points]
+
+
+def _loaded(point: metadata.EntryPoint) -> ModuleType:
+    "The module of a stranger's package. Raises DataError, one sentence, for one that cannot be imported."
+    try:
+        return point.load()
+    except Exception as error:  # it is not our code
+        package, why = point.dist.name if point.dist else point.value, (str(error).splitlines() or [""])[0][:200]
+        raise DataError(
+            f"the package {package}, which adds methods, cannot be imported ({type(error).__name__}: {why}); mend it, "
+            "or uninstall it."
+        ) from error
 
 
 def rows_of(module: ModuleType) -> list[Method]:

@@ -176,7 +176,9 @@ def read_runs(outputs: Path, folder: str = "quick") -> list[dict]:
     """
     records = records_at(outputs, folder)
     if not records:
-        raise DataError(f"{outputs / 'runs' / folder}: no finished run there; run `dualppo reproduce` first.")
+        filled = [p.name for p in sorted((outputs / "runs").glob("*/")) if records_at(outputs, p.name)]
+        do = f"name a folder that has some: {', '.join(filled)}" if filled else "run `dualppo reproduce` first"
+        raise DataError(f"{outputs / 'runs' / folder}: no finished run there; {do}.")
     common = Counter(r["data_sha256"] for r in records).most_common(1)[0][0]
     others = Counter(_data_label(r) for r in records if r["data_sha256"] != common)
     kept = apart([r for r in records if r["data_sha256"] == common])
