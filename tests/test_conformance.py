@@ -338,7 +338,7 @@ def test_an_installed_package_of_a_stranger_adds_a_method(tmp_path, toy):
     assert "Worst first" in done.stdout and list((tmp_path / "o").rglob("worst_first-*.policy.safetensors"))
     (broken := next(site.rglob("*.py"))).write_text("import nothing_of_the_kind\n" + broken.read_text())
     done = subprocess.run([*command[:3], "methods"], capture_output=True, text=True, env=paths, cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "nothing_of_the_kind" in done.stderr
+    assert done.returncode == 0 and done.stderr.count("\n") == 1 and "nothing_of_the_kind" in done.stderr
     assert "worst_first" not in all_methods()  # here the package is not installed, and its runs are shown all the same
     assert main(["tables", "--profile", "custom", "--outputs", str(tmp_path / "o")]) == 0
     assert main(["report", "--outputs", str(tmp_path / "o")]) == 0

@@ -12,6 +12,7 @@ __all__ = ['Start', 'STARTS', 'DUAL', 'CHOSEN_RATES', 'DUAL_RATES', 'LAG_RATES',
 import functools
 import importlib
 import pkgutil
+import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -292,19 +293,18 @@ def method_modules() -> list[ModuleType]:
         if one.name != "rows"
     ]
     points = sorted(metadata.entry_points(group="dualppo.methods"), key=lambda point: point.name)
-    return own + [_loaded(point) for point in points]
+    return own + [module for point in points if (module := _loaded(point))]
 
 
-def _loaded(point: metadata.EntryPoint) -> ModuleType:
-    "The module of a stranger's package. Raises DataError, one sentence, for one that cannot be imported."
+def _loaded(point: metadata.EntryPoint) -> ModuleType | None:
+    "The module of a stranger's package; None, and a sentence, for one that cannot be imported: others work without it."
     try:
         return point.load()
     except Exception as error:  # it is not our code
         package, why = point.dist.name if point.dist else point.value, (str(error).splitlines() or [""])[0][:200]
-        raise DataError(
-            f"the package {package}, which adds methods, cannot be imported ({type(error).__name__}: {why}); mend it, "
-            "or uninstall it."
-        ) from error
+        said = f"the package {package}, which adds methods, cannot be imported ({type(error).__name__}: {why})"
+        print(f"dualppo: {said}; it is left out. Mend it, or uninstall it.", file=sys.stderr)
+        return None
 
 
 def rows_of(module: ModuleType) -> list[Method]:
