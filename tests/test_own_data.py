@@ -515,3 +515,18 @@ def test_without_a_home_it_works_or_names_the_variable(tmp_path, words, status):
     assert not (tmp_path / "~").exists()
     if status:
         assert "DUALPPO_CACHE" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_refused_run_leaves_nothing_behind(tmp_path, capsys):
+    path = write_toy(tmp_path / "toy.safetensors", dialogues=20, turns=2)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("of the user")
+    for outputs in ("new", "out"):
+        command = ["train", "sft", "--setting", "clean", "--data", str(path), "--outputs", str(tmp_path / outputs)]
+        assert cli.main(command) == 2 and "asks for" in capsys.readouterr().err
+    assert {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")} == {
+        "toy.safetensors",
+        "toy.card.json",
+        "out",
+        "out/mine",
+    }

@@ -23,6 +23,7 @@ from ..bench.env import EnvConfig, Splits, make_envs
 from ..bench.features import Features, load_features
 from ..bench.open import Spec
 from ..bench.sources import data_name, features_path
+from ..core.errors import DataError
 from ..core.files import SCRATCH, atomic_write
 from ..methods.base import Trained, learner_of
 from ..methods.rows import Method, stacks, train_method, train_seeds
@@ -196,9 +197,24 @@ def run_once(run: Run, outputs: Path, report: Callable[[dict], None] | None = No
     resolve(run)
     features, path = load_features(features_path(run.data)), job_path(outputs, run)
     if (record := finished(outputs, run, features.sha256)) is None:
-        with at_work(outputs), lock(path.with_name(f"{SCRATCH}{path.stem}.record")):
-            if (record := finished(outputs, run, features.sha256)) is None:
-                record = execute(run, report, features, path)
-                atomic_write(path, to_json(record))
-                forget(path)
+        try:
+            with at_work(outputs), lock(path.with_name(f"{SCRATCH}{path.stem}.record")):
+                if (record := finished(outputs, run, features.sha256)) is None:
+                    record = execute(run, report, features, path)
+                    atomic_write(path, to_json(record))
+                    forget(path)
+        except DataError:
+            _tidy(path.parent, outputs)
+            raise
     return record
+
+
+def _tidy(folder: Path, outputs: Path) -> None:
+    "Remove a folder that a refused run made for nothing, and those above it up to `outputs`, as far as they are empty."
+    for place in (folder, *folder.parents):
+        try:
+            place.rmdir()
+        except OSError:  # something lies there
+            return
+        if place == outputs:
+            return
