@@ -506,7 +506,15 @@ def test_numbers_on_pages_are_generated():
     from readme import blocks, filled, generated
 
     assert set(blocks(page())) == {"questions"} and not blocks(page("GUIDE.md"))
-    assert set(blocks(page("RESULTS.md"))) == {"tables", "machine", "findings", "ledger", "molma", "molma_findings"}
+    assert set(blocks(page("RESULTS.md"))) == {
+        "tables",
+        "machine",
+        "findings",
+        "ledger",
+        "molma",
+        "molma_findings",
+        "pictures",
+    }
     sections = generated(PUBLISHED)
     for name in PAGES:
         assert page(name) == filled(page(name), sections), f"{name} is not what outputs/published gives: make readme"

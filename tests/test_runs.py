@@ -99,7 +99,7 @@ def edited(folder: Path, name: str, old: str, new: str) -> None:
 IGNORED = [
     ("ppo", "def weight_signal", "# a comment\ndef weight_signal"),
     ("ppo", '"Steps (a) to (f)."', '"Another docstring."'),
-    ("cli", "WIDE = 130", "WIDE = 131"),
+    ("terminal", "SIDE_BY_SIDE = 130", "SIDE_BY_SIDE = 131"),
     ("gym", "self.ahead = list(", "self.ahead = 1 * list("),  # nothing of the house steps through it
     ("tables", "def ", "def _more():\n    return 1\n\n\ndef "),
     ("methods/grpo", "sum_first", "first_sum"),

@@ -17,6 +17,10 @@ PROMISES = {
         ("test_cli", "test_bad_input_gets_one_sentence"),
     ],
     "The sentence is one line of at most 2,000": [(HOSTILE, "test_a_sentence_is_one_line_that_any_terminal_takes")],
+    "`dualppo doctor` asks three hosts": [
+        ("test_doctor", "test_no_host_is_asked_offline_and_none_holds_it_up"),
+        ("test_doctor", "test_what_is_said_of_hosts"),
+    ],
     "Nothing is unpickled, evaluated or imported": [(PROJECT, "test_no_unsafe_loading_anywhere")],
     "Tensors come from safetensors": [(HOSTILE, "test_absurd_safetensors_headers_are_refused")],
     "The word list of a Keras tokenizer": [(HOSTILE, "test_a_spoilt_word_cache_is_refused")],

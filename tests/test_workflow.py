@@ -177,14 +177,14 @@ def test_an_edited_module_plans_exactly_its_jobs_again(here, tmp_path, monkeypat
     monkeypatch.setattr(key, "package_folder", lambda: folder)
     assert set(plan(config).by_part) == before
     for module, old, new, methods in (
-        ("cli", "WIDE = 130", "WIDE = 131", set()),
+        ("terminal", "SIDE_BY_SIDE = 130", "SIDE_BY_SIDE = 131", set()),
         ("ppo", "inner_epochs: Count = 4", "inner_epochs: Count = 5", {"dual_ppo"}),
         ("metrics", "GOOD_COSINE = 0.5", "GOOD_COSINE = 0.6", {"random", "sft", "dual_ppo"}),
     ):
         edited(folder, module, old, new)
         now = plan(config).by_part
         changed = {now[name].method for name in set(now) - before}
-        assert methods <= changed and (module != "cli" or not changed), (module, changed)
+        assert methods <= changed and (module != "terminal" or not changed), (module, changed)
         assert {name for name in now if now[name].method not in changed} <= before
         before = set(now)
 

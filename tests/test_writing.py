@@ -22,7 +22,7 @@ from dualppo.writing.course import WRITERS, teach, writer_row
 from dualppo.writing.policy import Replies
 from dualppo.writing.prompts import Lesson, Prompt, by_family, of_texts, read_prompts, reward_named, scored, toy_task
 from dualppo.writing.rejection import Draw, Guarded
-from dualppo.writing.writer import Writer, WriterConfig, Written
+from dualppo.writing.writer import TOKEN_LEARNERS, Writer, WriterConfig, Written
 
 SHORT = {"iterations": 3, "prompts": 4, "minibatch": 4, "group": 3, "longest": 4, "lr": 1e-2}
 needs_peft = pytest.mark.skipif(not importlib.util.find_spec("peft"), reason="peft is not installed")
@@ -181,7 +181,7 @@ def test_unaligned_modrl_is_so_weighted():
     assert not torch.allclose(flat(one.policy), flat(three.policy), atol=1e-3)
 
 
-def test_the_learner_sees_neither_test_nor_graders():
+def test_the_learner_sees_neither_test_nor_graders(monkeypatch):
     seen = []
 
     class Spy(Writer):
@@ -189,13 +189,8 @@ def test_the_learner_sees_neither_test_nor_graders():
             seen.append(lesson)
             super().__init__(lesson, *rest)
 
-    import dualppo.writing.course as course
-
-    course.Writer, kept = Spy, course.Writer
-    try:
-        teach(toy_task(), toy_policy(), short("rloo"), 0)
-    finally:
-        course.Writer = kept
+    monkeypatch.setitem(TOKEN_LEARNERS, WriterConfig, Spy)
+    teach(toy_task(), toy_policy(), short("rloo"), 0)
     assert type(seen[0]) is Lesson and not hasattr(seen[0], "test") and not hasattr(seen[0], "graders")
 
 
@@ -344,7 +339,7 @@ def test_a_reward_that_fails_late_loses_nothing(tmp_path):
 
     def tired(prompts, replies):
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == 4:  # once to be recognised, then at every step
             raise RuntimeError("the service is away")
         return torch.tensor([1 / (1 + len(r)) for r in replies])
 

@@ -139,7 +139,8 @@ def answers_screen(
         own = own_answers(outputs) if folder in (registration().profile, "quick") else []
         answers = {w: a for w, a in (("yours", own), ("published", published_answers(published))) if a}
     rows = [{"whose": whose} | asdict(one) for whose, group in answers.items() for one in group]
-    printer.keep("answers", pd.DataFrame(rows))
+    if rows:
+        printer.keep("answers", pd.DataFrame(rows))
     if answers:
         console.rule("Five questions")
     for indent, line in screen(answers):

@@ -510,7 +510,7 @@ def _reader_for(path: Path) -> Callable[..., Read]:
 
 # %% ../../nbs/text/01_exchanges.ipynb #1d96a93e
 _READ = {".json", *_LAYOUTS}
-_OURS = ("_examples", ".card", ".replies", ".scores")  # how the stems end of what lies beside dialogues
+_OURS = ("_examples", ".card", ".replies", ".queries", ".scores")  # how the stems end of what lies beside dialogues
 
 
 def dialogue_folder(path: str | Path) -> Path:
