@@ -801,7 +801,7 @@ def _report(args: WriteReport, console: Console) -> int:
     written = [write_ledger(outputs)] if evidence else []  # before the page, which shows it
     explorer = [write_explorer(outputs, folder)] if has_marks(records_at(outputs, folder)) else []
     written += [*explorer, write_report(outputs, folder=folder, explorer=bool(explorer))]
-    console.print(Text(f"Written: {', '.join(map(str, written))}"))
+    console.print(Text(f"Written: {', '.join(map(str, written))}"), soft_wrap=True)
     return 0
 
 
