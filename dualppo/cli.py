@@ -593,7 +593,8 @@ def print_board(outputs: Path, folder: str, printer: Printer) -> None:
         show_table(board_table(records, setting), printer, numbers)
     for line in advice(records):
         printer.console.print(Text(f"- {line}"), soft_wrap=True)
-    printer.console.print(Text("Written to " + ", ".join(map(str, sorted({path.parent for path in written})))))
+    folders = sorted({path.parent for path in written})
+    printer.console.print(Text("Written to " + ", ".join(map(str, folders))), soft_wrap=True)
 
 
 def table_numbers(name: str, records: Sequence[Mapping], theirs: Sequence[Mapping] | None) -> pd.DataFrame:
@@ -639,7 +640,7 @@ def print_tables(
         printer.keep(f"minus {against}", differences(records, against))
     printer.console.print(Text(comparison_note(records, published, folder, against), style="dim"))
     places = sorted({path.parent for path in written})
-    printer.console.print(Text("Written to " + ", ".join(map(str, places))))
+    printer.console.print(Text("Written to " + ", ".join(map(str, places))), soft_wrap=True)
 
 
 def _print_table(
