@@ -347,11 +347,11 @@ def picture_verdicts(plan: PicturePlan, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 PICTURE_ROWS = {  # arm → what it is, for the page of results
-    "similarity/both/so_ppo/none": "help alone, sees the picture",
-    "similarity/text/ppo_lag/none": "help within a budget of harm, reads the words alone",
-    "similarity/both/ppo_lag/none": "the same, sees the picture",
-    "similarity/both/ppo_lag/guard": "the same, behind a guard that sees",
-    "similarity/both/ppo_lag/true": "the same, behind the true mask",
+    "similarity/both/so_ppo/none": "seeing, help alone",
+    "similarity/text/ppo_lag/none": "blind, budget of harm",
+    "similarity/both/ppo_lag/none": "seeing, budget of harm",
+    "similarity/both/ppo_lag/guard": "… behind a guard",
+    "similarity/both/ppo_lag/true": "… behind the true mask",
 }
 _COLUMNS = {
     "harm beside danger: training": ("train", "harm_danger"),
@@ -367,7 +367,7 @@ def picture_rows(records: Sequence[Mapping[str, Any]], level: float = 0.95) -> p
     rows = []
     for arm, title in PICTURE_ROWS.items():
         cells = [record["arms"][arm]["cells"] for record in records if arm in record["arms"]]
-        row: dict[str, Any] = {"PPO-Lagrangian and PPO, from the similarity start": title}
+        row: dict[str, Any] = {"policy": title}
         for head, (cell, metric) in _COLUMNS.items():
             x = 100 * np.array([one[cell][metric] for one in cells])
             row[head] = f"{x.mean():.1f}" if len(x) else ""
