@@ -580,7 +580,7 @@ def print_failures(failed: Sequence[Outcome], total: int, console: Console) -> N
             )
         )
         for outcome in failed:
-            console.print(Text(f"  {named(outcome.run)}: {outcome.why}", style="red"))
+            console.print(Text(f"  {named(outcome.run)}: {outcome.why}", style="red"), soft_wrap=True)
 
 # %% ../nbs/workshop/43_cli.ipynb #d2133cbd
 def print_board(outputs: Path, folder: str, printer: Printer) -> None:
