@@ -170,6 +170,15 @@ def test_rows_of_the_page_are_means_over_seeds(tmp_path):
     assert picture_rows([]).empty
 
 
+def test_seeds_of_another_registration_are_not_mixed_in(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for seed, key in enumerate(("old", "new", "new")):
+        one = record_of(seed, dict.fromkeys(PICTURE_ROWS, 0.25)) | {"key": key}
+        (tmp_path / "pictures" / f"seed-{seed}.json").write_text(json.dumps(one))
+    assert [record["seed"] for record in picture_records(tmp_path)] == [1, 2]
+    assert picture_records(tmp_path / "none") == []
+
+
 def test_the_report_has_the_rows_with_pictures(tmp_path):
     (tmp_path / "pictures").mkdir()
     store(tmp_path, [record("similarity", "clean")])

@@ -12,6 +12,7 @@ __all__ = ['PICTURE_CONFIGS', 'SHOWN_CELLS', 'PICTURE_ROWS', 'PictureArm', 'Pict
 import hashlib
 import json
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata, resources
@@ -36,6 +37,7 @@ from ..methods.base import train
 from ..methods.baselines import DPOConfig, SFTConfig
 from ..methods.modrl import MODRLConfig
 from .tables import NOT_YET
+from .token_tables import as_markdown
 from .stats import holm, paired_permutation, resplit_interval
 from ..policies.policy import all_log_probs
 from ..runs.codehash import definitions_sha256, reached
@@ -244,9 +246,11 @@ def picture_path(outputs: Path, seed: int) -> Path:
 
 
 def picture_records(outputs: Path) -> list[dict[str, Any]]:
-    "All seeds that lie below a folder, in order."
-    found = [read_record(path, PictureRecord) for path in sorted(outputs.glob("pictures/seed-*.json"))]
-    return sorted(filter(None, found), key=lambda record: record["seed"])
+    "The seeds below a folder, in order; of several keys those of the one that most have, so that none are mixed."
+    read = (read_record(path, PictureRecord) for path in sorted(outputs.glob("pictures/seed-*.json")))
+    found = [record for record in read if record]
+    common = Counter(record["key"] for record in found).most_common(1)
+    return sorted((r for r in found if r["key"] == common[0][0]), key=lambda record: record["seed"])
 
 # %% ../../nbs/papers/3n_pictures.ipynb #cd2b1896
 def run_picture_seed(
@@ -382,16 +386,12 @@ def picture_sections(published: Path) -> dict[str, str]:
     "What stands between the markers `pictures` of the page of results, as markdown."
     if not (records := picture_records(published)):
         return {"pictures": NOT_YET}
-    frame, plan = picture_rows(records), picture_plan()
-    heads = list(frame.columns)
-    lines = [heads, [":--", *["--:"] * (len(heads) - 1)], *frame.astype(str).to_numpy().tolist()]
-    verdicts = picture_verdicts(plan, picture_frame(records))
+    verdicts = picture_verdicts(picture_plan(), picture_frame(records))
     asked = [
         f"- {v.question} {'Yes' if v.holds else 'No'}: {v.asked}; {v.value:.3f} (n = {v.n})."
         for v in verdicts.itertuples()
     ]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return {"pictures": "\n".join([table, "", *asked])}
+    return {"pictures": "\n".join([as_markdown(picture_rows(records)), "", *asked])}
 
 
 def _asked(one: PictureHypothesis) -> str:

@@ -6,7 +6,7 @@
 __all__ = ['Records', 'NOT_RUN', 'TOKEN_METRICS', 'token_metric', 'of_arm', 't_estimate', 'shown_estimate', 'arm_table',
            'token_difference', 'word_on', 'failed_assay', 'answers_to_tokens', 'forecasts', 'rank_correlation',
            'forecast_table', 'hack_table', 'hacked_by', 'token_entries', 'token_tables', 'as_markdown',
-           'tokens_markdown', 'write_token_tables']
+           'write_token_tables']
 
 # %% ../../nbs/papers/3j_token_tables.ipynb #ae0c65ea
 import math
@@ -291,11 +291,6 @@ def as_markdown(frame: pd.DataFrame) -> str:
     "A table in Markdown."
     lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.astype(str).to_numpy().tolist()]
     return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)
-
-
-def tokens_markdown(outputs: Path, published: Path | None) -> str:
-    "All tables as one Markdown text."
-    return "\n\n".join(f"### {n}\n{as_markdown(frame)}" for n, frame in token_tables(outputs, published).items())
 
 
 def write_token_tables(outputs: Path, published: Path | None) -> list[Path]:
