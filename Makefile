@@ -64,7 +64,7 @@ lint: env  ## style, types, arrows, and is the package what the notebooks export
 TESTENV = PATH="$(abspath $(BIN)):$$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
 test: lint  ## every notebook, and every test but the slowest (ARGS='-k name' narrows them)
-	@$(TESTENV) $(BIN)/nbdev-test --n-workers $(WORKERS) --skip-folder-re "^papers$$"
+	@$(TESTENV) $(BIN)/python tools/notebooks.py --workers $(WORKERS)
 	@$(TESTENV) $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" $(ARGS)
 
 # The slowest first, so that no worker waits for them at the end.

@@ -240,7 +240,7 @@ def test_cleaning_keeps_what_papermill_and_the_pages_need(exported):
 
 def test_each_run_template_has_one_parameters_cell():
     assert RUNS, "nbs/runs holds the papermill templates"
-    assert (ROOT / "nbs" / "runs" / ".notest").is_file(), "nbdev-test would run the templates"
+    assert (ROOT / "nbs" / "runs" / ".notest").is_file(), "tools/notebooks.py would run the templates"
     for path in RUNS:
         cells = json.loads(path.read_text())["cells"]
         tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]

@@ -1,7 +1,7 @@
 """What a committed notebook about records shows is what it shows today: numbers, counts, the registration's version.
 
 Each is executed as a reader would, and every text among its outputs is compared; numbers may differ by what two kinds
-of processor differ. The other notebooks are executed by nbdev-test, which compares nothing.
+of processor differ. The other notebooks are executed by tools/notebooks.py, which compares nothing.
 """
 
 import html
