@@ -59,10 +59,18 @@ from .policies.policy import all_log_probs, make_policy
 from .bench.candidates import SETTINGS, CandidateSpec
 from .bench.env import EnvConfig, Splits, make_envs
 from .bench.masking import MaskMode
-from .bench.open import Spec
 from .bench.readable import Texts, chosen, own_texts, tutorial_features, tutorial_splits
 from .methods.base import learner_of
 from .text.encoders import encoder_identity
+from dualppo.vision.own_pictures import (
+    PictureSpec,
+    AnySpec,
+    build_pictures,
+    has_pictures,
+    listed_pictures,
+    load_pictured,
+    make_pictured,
+)
 from .vision.pictograms import load_pictograms
 from .writing.course import WRITERS, writer_row
 from .writing.starts import ModelName, WriterStart
@@ -74,7 +82,7 @@ from .show.summary import answers_screen
 from .show.terminal import Printer, TableForm, by_group, show_table, side_by_side
 from .bench.replies import add_scores
 from .bench.sources import data_argument, features_path
-from .runs.execution import run_once
+from .runs.execution import loaded, run_once
 from .runs.forecast import TimeLeft, about, seconds_before, seconds_of_seeds
 from .runs.jobs import available_cpus
 from .runs.parallel import Outcome, run_grid
@@ -157,7 +165,8 @@ class Train:
     """
 
     method: tyro.conf.Positional[str]  # which method (see `dualppo methods`)
-    setting: str = "stress"  # clean, stress, or open: all replies there are (not every method can)
+    # clean, stress; open: all replies there are (not every method can); pictures: those of a file with pictures
+    setting: str = "stress"
     start: str = "similarity"  # letter (random heads, as the paper has it) or similarity (the encoder's ranking)
     seeds: str = "1"  # how many seeds (2 means 0 and 1), or which: 0,3,7; a single one with a comma: 7,
     profile: Literal["smoke", "quick", "paper"] = "quick"  # whose number of epochs is used unless you set it
@@ -230,6 +239,8 @@ class WriteReport:
     outputs: Path | None = None  # where the runs lie; default: outputs/local
     # which folder of runs the page shows; default: paper where all of it has run, else quick, else the fullest
     profile: str | None = None
+    # of own data, the features file of `data build`: the page then shows what was chosen, as text and with pictures
+    data: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -268,7 +279,7 @@ class Show:
 
     name: tyro.conf.Positional[str]  # a method (see `dualppo methods`) or a file NAME.seed0.policy.safetensors
     data: str = "tutorial"  # our own dialogues, or a features file of `data build` with NAME.replies.csv beside it
-    setting: Literal["clean", "stress"] = "clean"  # of the candidates of a features file
+    setting: Literal["clean", "stress", "pictures"] = "clean"  # of the candidates of a features file
     states: int = 5  # how many states of the test split are shown
     epochs: int = 10  # of a method's training, where it counts in epochs
     seed: int = 0  # of the split and of training
@@ -299,13 +310,15 @@ class Build:
     "Turn dialogue files into one verified features file (needs the extra `build`)."
 
     # dialogue files, your own too (csv, tsv, jsonl, json: `query` and `reply`, or messages with `role` and `content`),
-    # or a folder with wow/ (and jigsaw/, diasafety/, bad/ beside it)
+    # a folder with wow/ (and jigsaw/, diasafety/, bad/ beside it), or JSON lines with `image`, `question`, `replies`
     data: tyro.conf.Positional[Path]
     # the features file; beside it come its card (NAME.card.json) and the replies as text (NAME.replies.csv)
     out: Path = Path("features.safetensors")
     limit: int | None = None  # only the first so many exchanges
     # another sentence encoder: a folder that sentence-transformers wrote, or owner/model[@commit] of the hub
     encoder: str = ""
+    # another encoder of pictures: a CLIP, by folder or by name as above; default: EfficientNet-lite0
+    eyes: str = ""
     precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder
     attribution: str = ""  # whose texts your own ones are; stands in the card and under every table
     licence: str = ""  # under which licence the file may be passed on; default: known for known sources only
@@ -801,7 +814,7 @@ def _report(args: WriteReport, console: Console) -> int:
     evidence = any(records_at(outputs, profile) for profile in (registration().profile, "quick"))
     written = [write_ledger(outputs)] if evidence else []  # before the page, which shows it
     explorer = [write_explorer(outputs, folder)] if has_marks(records_at(outputs, folder)) else []
-    written += [*explorer, write_report(outputs, folder=folder, explorer=bool(explorer))]
+    written += [*explorer, write_report(outputs, folder=folder, explorer=bool(explorer), data=args.data)]
     console.print(Text(f"Written: {', '.join(map(str, written))}"), soft_wrap=True)
     return 0
 
@@ -898,20 +911,24 @@ def _chat(args: Chat, console: Console) -> int:
     return 0
 
 
-def _with_changes(args: Show, name: str, **more: object) -> tuple[Method, Spec]:
+def _with_changes(args: Show, name: str, **more: object) -> tuple[Method, AnySpec]:
     "The row of a method and the candidates, with what is set."
     return resolve(Run(name, args.setting, (args.seed,), overrides={**more, **parse_changes(args.set)}))
 
 
-def _readable(args: Show, config: EnvConfig, spec: Spec) -> tuple[Splits, Texts]:
+def _readable(args: Show, config: EnvConfig, spec: AnySpec) -> tuple[Splits, Texts]:
     "The bench that is shown, and its texts."
     if args.data == "tutorial":
-        if spec != SETTINGS[args.setting]:
+        if spec != SETTINGS.get(args.setting):
             raise DataError("the tutorial's candidates are fixed; set those of a features file (--data), or none.")
         features, texts = tutorial_features()
         return tutorial_splits(args.seed, config=config, features=features), texts
     path = features_path(args.data)
-    features = load_features(path)
+    features = loaded(path, spec)
+    if isinstance(spec, PictureSpec):
+        texts, seen = own_texts(path, features), listed_pictures(path, features)
+        queries = (f"{q} [{seen[i][0].name}]" if i in seen else q for i, q in enumerate(texts.queries))
+        return make_pictured(features, spec, args.seed, config), replace(texts, queries=tuple(queries))
     assert isinstance(spec, CandidateSpec)  # `show` knows no other setting
     return make_envs(features, spec, args.seed, config), own_texts(path, features)
 
@@ -1015,15 +1032,31 @@ def _data(args: Data, printer: Printer) -> int:
         return 0
     if isinstance(args.command, Verify):
         path = args.command.path or embedded_path()
-        console.print_json(json.dumps({k: v for k, v in verify(path).items() if k != "removed"}))
+        card = verify(path)
+        if "pictures" in card:
+            load_pictured(path)
+        console.print_json(json.dumps({k: v for k, v in card.items() if k != "removed"}))
         console.print(Text(f"{path}: in order."))
         return 0
     from dualppo.bench.build import build
     b = args.command
     if b.limit is not None and b.limit < 1:
         raise DataError(f"limit must be at least 1, got {b.limit}.")
-    stated = {"attribution": b.attribution, "licence": b.licence, "encoder": b.encoder}
-    build(b.data, b.out, b.limit, b.precision, lambda text: console.print(Text(text), soft_wrap=True), **stated)
+    stated: dict[str, Any] = {"attribution": b.attribution, "licence": b.licence, "encoder": b.encoder}
+
+    def say(text: str) -> None:
+        console.print(Text(text), soft_wrap=True)
+
+    if not has_pictures(b.data):
+        if b.eyes:
+            raise DataError(f"{b.data}: has no pictures to be seen by {b.eyes}; leave --eyes out.")
+        build(b.data, b.out, b.limit, b.precision, say, **stated)
+        return 0
+    if b.limit is not None:
+        raise DataError("--limit is for dialogues; of questions about pictures give a shorter file.")
+    from dualppo.vision.clip import picture_encoder
+
+    build_pictures(b.data, b.out, b.precision, say, **stated, eyes=picture_encoder(b.eyes))
     return 0
 
 # %% ../nbs/workshop/43_cli.ipynb #5e9d251c

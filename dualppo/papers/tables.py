@@ -34,7 +34,6 @@ from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 
 from ..bench.candidates import SETTINGS
-from ..bench.open import EVERY_SETTING
 from .claims import PAPER
 from .stats import by_seed, paired, paired_interval
 from ..core.errors import DataError, nearest
@@ -48,6 +47,7 @@ from ..losses.weights import Lagrangian
 from ..runs.key import to_json
 from ..runs.records import manifest, read_record
 from ..runs.spec import CONTROLS
+from ..vision.own_pictures import EVERY_PLACE, PICTURES
 
 # %% ../../nbs/papers/42_tables.ipynb #f1049fdd
 SHOWN = {
@@ -150,7 +150,7 @@ def records_at(outputs: Path, folder: str) -> list[dict]:
         name = record["method"]
         return known.index(base_name(name)) if base_name(name) in known else len(known), name, record["setting"]
 
-    records = [r for r in map(read_record, sorted(place.glob("*/*.json"))) if r and r["setting"] in EVERY_SETTING]
+    records = [r for r in map(read_record, sorted(place.glob("*/*.json"))) if r and r["setting"] in EVERY_PLACE]
     return sorted((r | {"method": row_of(r)} for r in records), key=order)
 
 
@@ -466,13 +466,15 @@ def caption(records: Sequence[Mapping], against: str | None = None) -> str:
         if against
         else ""
     )
+    heard = "; with pictures, by people's words about the reply where there are any, which reward and mask as well"
+    heard = heard if any(r["setting"] == PICTURES.name for r in records) else ""
     return (
         f"{_about_data(records)} Profile: {profiles}. Seeds: {spans}. Cells: mean over seeds ± half-width of "
         f"the 95 % t-interval{unclear}.{begun} Helpfulness in three readings: R@1, the human's reply chosen, over the "
         "states that offer it; the reward's own gated cosine to it ≥ ½; attributable to the knowledge by a judge that "
         f"is no reward{_about_judge(records)}. Harmfulness: share above ½ by a classifier that neither rewards nor "
-        f"masks; {_about_reward(records)}{_about_multiplier(records)}{paired} Kept start · at cap: seeds in which no "
-        "epoch was better than none, and in which the epochs ended before the patience."
+        f"masks{heard}; {_about_reward(records)}{_about_multiplier(records)}{paired} Kept start · at cap: seeds in "
+        "which no epoch was better than none, and in which the epochs ended before the patience."
     )
 
 

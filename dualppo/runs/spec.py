@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from ..bench.candidates import SETTINGS
-from ..bench.open import EVERY_SETTING, OpenSpec, Spec
+from ..bench.open import OpenSpec
 from ..core.errors import DataError, nearest
 from ..methods.open import open_learner
 from ..methods.rows import STARTS, Method, Start, addressed, all_methods, configure, method
+from ..vision.own_pictures import EVERY_PLACE, AnySpec
 
 # %% ../../nbs/workshop/41_spec.ipynb #985a8b84
 @dataclass(frozen=True)
@@ -158,13 +159,13 @@ def one_of(what: str, name: str, known: Iterable[str]) -> str:
     return name
 
 
-def resolve(run: Run) -> tuple[Method, Spec]:
+def resolve(run: Run) -> tuple[Method, AnySpec]:
     """The method and the candidates of a run, with the profile's and then the run's own overrides.
 
     Raises DataError for unknown names (with the nearest), values of a wrong type or out of range, bad seeds, and for a
     method that has no form in the setting.
     """
-    row, spec = method(run.method), EVERY_SETTING[one_of("setting", run.setting, EVERY_SETTING)]
+    row, spec = method(run.method), EVERY_PLACE[one_of("setting", run.setting, EVERY_PLACE)]
     row = row.begun(one_of("start", run.start, STARTS))
     profile = PROFILES[one_of("profile", run.profile, PROFILES)]
     if (
@@ -250,7 +251,7 @@ def grid(
     """
     kind = PROFILES[one_of("profile", profile, PROFILES)]
     names = [one_of("method", name, all_methods()) for name in methods or kind.methods or all_methods()]
-    places = [one_of("setting", name, EVERY_SETTING) for name in settings or SETTINGS]  # open only where it is named
+    places = [one_of("setting", name, EVERY_PLACE) for name in settings or SETTINGS]  # others only where named
     begun = [one_of("start", start, STARTS) for start in starts or kind.starts]
     runs = [
         Run(name, place, kind.seeds_of(name), profile, data, device, start=start)

@@ -8,7 +8,7 @@ __all__ = ['TEMPLATES', 'STYLE', 'SCRIPT', 'VERDICTS', 'BESIDE', 'LEDGER_COLUMNS
            'ledger_html', 'arithmetic_html', 'png_size', 'picture', 'pictures', 'drawn', 'study_figures',
            'with_pictures_html', 'molma_html', 'discrepancies', 'log_html', 'method_html', 'tidy', 'score_blocks',
            'kept_part', 'graders_html', 'hacks_html', 'read_frame', 'machine', 'machine_sections', 'data_html',
-           'manifest_html', 'cite_html', 'Section', 'Page', 'render', 'gather', 'own_page', 'numbers_of',
+           'manifest_html', 'cite_html', 'Section', 'Page', 'render', 'gather', 'chosen_html', 'own_page', 'numbers_of',
            'compared_html', 'write_report']
 
 # %% ../../nbs/show/3b_report.ipynb #97661e88
@@ -38,6 +38,7 @@ from ..core.files import load_json, read_bytes, read_text, renew
 from ..core.places import set_aside
 from ..bench.env import Graded, make_envs
 from ..bench.features import Features, load_features
+from ..bench.readable import own_texts
 from ..exact.front import front
 from ..papers.fronts import fronts_figure
 from ..papers.hacking import best_of_n_curve, hacking_figure
@@ -45,6 +46,7 @@ from ..papers.hacks import verdict_table
 from ..papers.ledger import Entry, Verdict, read_ledger
 from ..papers.picture_study import picture_records, picture_rows
 from ..papers.policy_class import REFERENCES, learning_figure
+from ..runs.execution import loaded
 from ..runs.records import manifest
 from ..papers.studies import CLASS, HACKING, WEIGHTS, records_of, summary
 from dualppo.papers.tables import (
@@ -72,9 +74,11 @@ from dualppo.papers.tables import (
     shown_tables,
     summarise,
     summary_line,
+    title_of,
     two_by_two,
 )
 from ..papers.weight_rules import trajectories_figure
+from ..vision.own_pictures import EVERY_PLACE, PICTURES, listed_pictures, thumbnail
 
 # %% ../../nbs/show/3b_report.ipynb #1548d61e
 def text(raw: object) -> Markup:
@@ -542,14 +546,17 @@ def render(page: Page) -> str:
         page=page, style=Markup(STYLE), script=Markup(SCRIPT), version=dualppo.__version__, paper=PAPER_TITLE)
 
 # %% ../../nbs/show/3b_report.ipynb #f9096f38
-def gather(outputs: Path, published: Path | None, folder: str) -> Page:
+def gather(outputs: Path, published: Path | None, folder: str, data: Path | None = None) -> Page:
     """Everything that a folder of outputs holds, as a page with the tables of one profile; what is missing is left out.
 
-    Of runs on own data these alone. Raises DataError if a file that is there cannot be read.
+    Of runs on own data these alone, with what was chosen if `data` names their features file. Raises DataError if a
+    file that is there cannot be read.
     """
     records = read_runs(outputs, folder) if records_at(outputs, folder) else []
     if records and not papers_data(records):
-        return own_page(outputs, folder, records)
+        return own_page(outputs, folder, records, data)
+    if data:
+        raise DataError("--data is for runs on own data; these are on the paper's, whose texts are not here.")
     log, tuning = discrepancies(outputs), outputs / "tuning.csv"
     bodies = [
         ("claims", "Claims ledger", kept_part(outputs / "claims.json", _claims_html)),
@@ -573,13 +580,40 @@ def gather(outputs: Path, published: Path | None, folder: str) -> Page:
     found = tuple(map(prose, findings(records))) if records else (text(NOT_YET),)
     return Page(found, numbers_of(records), tuple(Section(*body) for body in bodies if body[2]))
 
+# %% ../../nbs/show/3b_report.ipynb #chosen01
+def chosen_html(records: Sequence[Mapping], path: Path, most: int = 4) -> Markup:
+    """What the policies of runs on own data choose in the first test states of the first seed, as text.
+
+    With a picture where a state has one. Raises DataError for another file than the runs', or one without its texts.
+    """
+    setting = PICTURES.name if any(r["setting"] == PICTURES.name for r in records) else records[0]["setting"]
+    features = loaded(path, EVERY_PLACE[setting])
+    if features.sha256 != records[0]["data_sha256"]:
+        raise DataError(f"{path}: is not the features file of these runs; name that one with --data.")
+    said, seen = own_texts(path, features), listed_pictures(path, features)
+    states: dict[int, list[tuple]] = {}
+    for record in (r for r in records if r["setting"] == setting):
+        for one in record["results"][0].get("choices", {}).get("examples", [])[:most]:
+            row, reply = one.get("row"), one.get("reply")
+            known = (row, len(features)), (reply, len(said.replies))
+            if not all(isinstance(i, int) and 0 <= i < n for i, n in known):
+                raise DataError(f"a run of {short(record['method'])} names a row or reply that {path} does not have.")
+            numbers = map(one.get, ("probability", "help", "p_harm"))
+            states.setdefault(row, []).append((title_of(record["method"]), short(said.replies[reply], 400), *numbers))
+    blocks = [
+        (short(said.queries[i], 400), short(said.knowledge[i], 400), thumbnail(*seen[i]) if i in seen else "", rows)
+        for i, rows in list(states.items())[:most]
+    ]
+    return fill("sections.chosen", blocks, short(str(features.card.get("attribution") or ""), 400))
+
 # %% ../../nbs/show/3b_report.ipynb #93909d5a
-def own_page(outputs: Path, folder: str, records: Sequence[Mapping]) -> Page:
+def own_page(outputs: Path, folder: str, records: Sequence[Mapping], path: Path | None = None) -> Page:
     "The page of runs on own data: nothing that the paper prints, nothing published, the data's own attribution."
     data = records[0]["data"]
     terms = fill("sections.own_licence", short(data["name"]), short(str(data.get("source") or ""), 400))
     bodies = [
         *_tables(records),
+        ("chosen", "What was chosen", chosen_html(records, path) if path else Markup()),
         ("figures", "Figures", pictures(figures_folder(outputs, folder), records)),
         ("method", "Method", method_html(records)),
         ("data", "Data and machine", data_html(records)),
@@ -633,15 +667,20 @@ PAGE_BEGINS = '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">
 
 
 def write_report(
-    outputs: Path, published: Path | None = None, folder: str | None = None, explorer: bool = False
+    outputs: Path,
+    published: Path | None = None,
+    folder: str | None = None,
+    explorer: bool = False,
+    data: Path | None = None,
 ) -> Path:
     """Write `report.html` into a folder of outputs, whole or not at all; returns its path.
 
     published: committed results to stand beside these, if they are others. folder: whose tables; default: see
-    `shown_folder`. explorer: link `explorer.html` beside it. Raises DataError if a file cannot be read or written.
+    `shown_folder`. explorer: link `explorer.html` beside it. data: the features file of runs on own data, whose texts
+    the page then shows. Raises DataError if a file cannot be read or written.
     """
     outputs = Path(outputs)
     other = Path(published) if published and Path(published).resolve() != outputs.resolve() else None
-    page = render(replace(gather(outputs, other, folder or shown_folder(outputs)), explorer=explorer))
+    page = render(replace(gather(outputs, other, folder or shown_folder(outputs), data), explorer=explorer))
     renew(path := outputs / "report.html", page, PAGE_BEGINS)
     return path
