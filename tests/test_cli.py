@@ -182,6 +182,7 @@ def test_reproduce_is_resumable_and_quick_the_second_time(capsys, tmp_path, toy,
     assert json.loads((tmp_path / "manifest.json").read_text())["runs"]
 
 
+@pytest.mark.slow
 def test_reproduce_reports_failures_and_exits_1(capsys, tmp_path, toy, monkeypatch):
     real = parallel.child_command
     monkeypatch.setattr(

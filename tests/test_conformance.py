@@ -318,6 +318,7 @@ def test_every_method_is_a_learner():
     assert all(issubclass(learner_of(row.config), Learner) for row in all_methods().values())
 
 
+@pytest.mark.slow
 def test_an_installed_package_of_a_stranger_adds_a_method(tmp_path, toy):
     "The example of CONTRIBUTING.md, from an empty folder: built and installed by pip, then trained."
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

@@ -53,9 +53,11 @@ def test_as_json_it_is_the_same_and_alone(tmp_path):
     "environment",
     [
         {},
-        {"HOME": "/dev/null"},
+        pytest.param({"HOME": "/dev/null"}, marks=pytest.mark.slow),
         {"HOME": "/proc", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-        {"HOME": "/tmp", "HF_ENDPOINT": "http://x:99999999", "PIP_INDEX_URL": "nonsense"},
+        pytest.param(
+            {"HOME": "/tmp", "HF_ENDPOINT": "http://x:99999999", "PIP_INDEX_URL": "nonsense"}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_machine_that_lacks_something_is_told_about_not_refused(tmp_path, environment):

@@ -116,6 +116,7 @@ def test_the_weighted_median():
         weighted_median([])
 
 
+@pytest.mark.slow
 def test_the_command_says_how_long_it_will_take(toy, tmp_path):
     argv = ["reproduce", "--profile", "smoke", "--methods", "random", "similarity", "--settings", "clean"]
     argv += ["--data", str(toy), "--outputs", str(tmp_path), "--no-notebooks", "--workers", "1"]

@@ -360,6 +360,7 @@ def test_published_report_covers_every_offline_estimator():
     assert FrozenHead().card["measured"]["jigsaw"] == report["head"]["jigsaw"]
 
 
+@pytest.mark.slow
 def test_shipped_head_reproduces_its_published_figure(shared_data, tmp_path):
     encoders = pytest.importorskip("dualppo.text.encoders")
     try:

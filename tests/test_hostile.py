@@ -84,6 +84,7 @@ def test_no_reader_breaks(name, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("atheris") is None, reason="atheris is not installed")
 def test_the_guided_campaign_runs(tmp_path):
     command = [

@@ -90,7 +90,9 @@ def place(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("howtos")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, id=p.stem, marks=[] if p is PAGES[0] else [pytest.mark.slow]) for p in PAGES]
+)
 def test_a_page_does_what_it_says(page, place):
     if not find_spec("sentence_transformers"):
         pytest.skip("needs the extra build")

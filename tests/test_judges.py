@@ -110,6 +110,7 @@ def test_shipped_judge_matches_its_published_figures():
     assert sum(b["rows"] for b in report["calibration"]) == report["rows"] == 2233
 
 
+@pytest.mark.slow
 def test_begin_counts_and_refit_on_real_labels(shared_data):
     begin = read_begin(Path(shared_data) / "begin")
     assert len(begin.reply) == 2233 and begin.good.sum() == 902 and begin.group.max() + 1 == 806

@@ -187,7 +187,7 @@ def test_the_command_writes_tables_and_figures(tmp_path, capsys):
     assert write_molma(tmp_path, "paper") == []
 
 
-@pytest.mark.parametrize("name", ["so_weighted", "dual_ppo_bandit"])
+@pytest.mark.parametrize("name", [pytest.param("so_weighted", marks=pytest.mark.slow), "dual_ppo_bandit"])
 def test_seeds_of_a_gpu_train_together_as_they_do_alone(name):
     row, spec = resolve(
         Run(

@@ -441,6 +441,7 @@ print(hashlib.sha256(safetensors_bytes({{"w": torch.ones(2)}}, {{str(i): "x" for
 """
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes(tmp_path):
     """V3: the notes of a file lay in the order of a hash table."""
     code = AGAIN.format(tests=str(Path(__file__).parent))
@@ -501,10 +502,15 @@ sys.exit(main(sys.argv[1:]))
     "words, status",
     [
         (["train", "similarity", "--setting", "clean", "--seeds", "1", "--data", "auto"], 0),
-        (["data", "verify"], 0),
-        (["methods"], 0),
-        (["train", "sft", "--data", "wow"], 2),
-        (["train", "sft", "--data", "mine.csv"], 2),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (["data", "verify"], 0),
+                (["methods"], 0),
+                (["train", "sft", "--data", "wow"], 2),
+                (["train", "sft", "--data", "mine.csv"], 2),
+            )
+        ),
     ],
 )
 def test_without_a_home_it_works_or_names_the_variable(tmp_path, words, status):

@@ -133,6 +133,7 @@ def begun(function: Callable, *args: object) -> multiprocessing.Process:
     return process
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_lose_nothing(runs, undisturbed, tmp_path):
     dice, kills, surprised, folders, before = random.Random(0), 0, 0, 0, {}
     while kills < 32:
@@ -197,6 +198,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_killed_grids_leave_no_half_notebook(runs, undisturbed, tmp_path):
     dice, kills, folders = random.Random(1), 0, 0
     pids = tmp_path / "pids"
@@ -257,6 +259,7 @@ def real_grid(runs: list[Run], outputs: Path, done: Path) -> None:
     done.write_text(json.dumps([o.status for o in outcomes]))
 
 
+@pytest.mark.slow
 def test_two_grids_with_real_children_do_each_run_once(runs, undisturbed, tmp_path):
     few = runs[:2]
     together = [
@@ -365,6 +368,7 @@ def test_a_signal_ends_the_command_in_order(toy, tmp_path, number, status, words
     assert children and not any(alive(child) for child in children) and unfinished_files(outputs) == []
 
 
+@pytest.mark.slow
 @linux
 def test_kill_9_takes_the_notebooks_kernel_along_and_the_grid_goes_on(capsys, toy, tmp_path):
     outputs, names = tmp_path / "o", ["--methods", "random"]

@@ -84,7 +84,7 @@ def bare(said: str) -> list[str]:
     return [line.rstrip() for line in COLOURS.sub("", said).replace("\r", "").splitlines()]
 
 
-@pytest.mark.parametrize("columns", [60, 80, 100, 140])
+@pytest.mark.parametrize("columns", [60, 80, *(pytest.param(n, marks=pytest.mark.slow) for n in (100, 140))])
 def test_a_table_fits_the_terminal_and_no_cell_is_wrapped(columns, runs, toy):
     for argv in (["methods"], commands(runs, toy)["tables"]):
         said, status = in_a_terminal(columns, *argv, TERM="xterm")
@@ -170,6 +170,7 @@ def test_every_answer_of_the_ledger_is_taken_apart_without_a_loss():
             assert not one.measured or re.search(r"n = \d+$", one.figure)
 
 
+@pytest.mark.slow
 def test_the_job_ends_with_the_answers_and_where_to_look(capsys, tmp_path, without_processes, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     argv = ["reproduce", "--profile", "smoke", "--methods", "similarity", "--settings", "stress", "--no-notebooks"]

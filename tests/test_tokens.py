@@ -173,7 +173,8 @@ def grid(folder: Path, workers: int = 1) -> subprocess.Popen:
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
-@pytest.mark.parametrize("step", [1, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [1, 5])
 def test_killed_at_any_moment_it_goes_on_with_the_same_result(step, tmp_path):
     process = grid(tmp_path)
     for line in process.stdout:

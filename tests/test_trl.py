@@ -422,6 +422,7 @@ def test_the_notebook_says_so_and_runs_where_trl_is_missing(tmp_path):
     assert "trl is not installed" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_ten_lines_run(tmp_path):
     model().save_pretrained(tmp_path / "tiny")
     tokenizer().save_pretrained(tmp_path / "tiny")

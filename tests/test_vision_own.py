@@ -184,6 +184,7 @@ def test_what_cannot_be_used_gets_a_sentence(built, toy, tmp_path, capsys):
     assert load_pictured(built).vision.shape == (50, 3)
 
 
+@pytest.mark.slow
 def test_from_lines_to_a_page_by_the_command(tmp_path, capsys):
     mine, out = draw(tmp_path, rows()), tmp_path / "out"
     assert main(["data", "build", str(mine), "--out", str(tmp_path / "mine.safetensors"), "--attribution", "Ours"]) == 0

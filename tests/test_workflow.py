@@ -161,6 +161,7 @@ def test_a_failed_job_keeps_its_notebook_and_stops_no_other(here, capsys):
     assert canonical(read_record(job_path(planned.outputs, good))) == canonical(execute(good))
 
 
+@pytest.mark.slow
 def test_the_engines_accept_each_others_records(here):
     planned = plan(GRID)
     for run in planned.runs[:3]:

@@ -442,7 +442,7 @@ if accelerator.is_main_process:
 
 
 @needs_accelerate
-@pytest.mark.parametrize("name", ["rloo", "ppo_fixed", "modrl"])
+@pytest.mark.parametrize("name", ["modrl", *(pytest.param(n, marks=pytest.mark.slow) for n in ("rloo", "ppo_fixed"))])
 def test_two_processes_teach_what_one_does(name, tmp_path):
     (tmp_path / "process.py").write_text(PROCESS)
     root = str(Path(__file__).resolve().parent.parent)

@@ -286,6 +286,7 @@ def test_sums_of_a_reply_leave_padding_out():
     assert per_reply(torch.tensor([[1.0, 2.0], [3.0, torch.nan]]), mask).tolist() == [3.0, 3.0]
 
 
+@pytest.mark.slow
 def test_the_kept_tokens_are_those_of_the_data():
     """Where SmolLM2 is unpacked and both packages are here; everywhere: rising ids, small enough to be worth it."""
     kept = smollm.kept_tokens()

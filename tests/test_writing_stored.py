@@ -86,6 +86,7 @@ def test_chat_answers_line_by_line():
     assert "empty" in lines[2] and "shorten" in " ".join(lines[4:-1])
 
 
+@pytest.mark.slow
 def test_chat_refuses_what_it_does_not_know():
     for args in (["nobody"], ["toy", "--longest", "0"]):
         done = chat(b"", *args)
