@@ -12,6 +12,7 @@ __all__ = ['Command', 'ABOUT', 'Reproduce', 'Train', 'TrainTokens', 'Tables', 'R
 
 # %% ../nbs/workshop/43_cli.ipynb #63a90b1b
 import contextlib
+import importlib
 import os
 import copy
 import io
@@ -41,15 +42,6 @@ from .core.files import read_text
 from .bench.features import STRONG, embedded_path, load_features, verify
 from .papers.board import advice, board_table, write_board
 from .papers.ledger import write_ledger
-from dualppo.papers.picture_study import (
-    PICTURE_ROWS,
-    picture_frame,
-    picture_plan,
-    picture_records,
-    picture_rows,
-    picture_verdicts,
-    run_picture_study,
-)
 from .papers.registration import registration
 from .papers.token_plan import token_plan
 from .papers.token_tables import token_tables, write_token_tables
@@ -62,16 +54,7 @@ from .bench.masking import MaskMode
 from .bench.readable import Texts, chosen, own_texts, tutorial_features, tutorial_splits
 from .methods.base import learner_of
 from .text.encoders import encoder_identity
-from dualppo.vision.own_pictures import (
-    PictureSpec,
-    AnySpec,
-    build_pictures,
-    has_pictures,
-    listed_pictures,
-    load_pictured,
-    make_pictured,
-)
-from .vision.pictograms import load_pictograms
+from .vision.picture_data import PICTURES, AnySpec, PictureSpec
 from .writing.course import WRITERS, writer_row
 from .writing.starts import ModelName, WriterStart
 from .writing.stored import load_speaker
@@ -490,7 +473,9 @@ def _reproduce(args: Reproduce, printer: Printer) -> int:
     papers = data == "embedded" and args.paper == "dual_ppo" and profile != "board"
     if made and papers and profile != "smoke" and not (chosen or args.settings or args.start or seeds):
         console.print(Text("One seed of five policies beside pictures (notebook 69)"))
-        run_picture_study(outputs, load_pictograms(), _silent, seeds=[0], only=PICTURE_ROWS)
+        study, pictograms = _picture_study(), importlib.import_module("dualppo.vision.pictograms")
+        pictures = pictograms.load_pictograms()
+        study.run_picture_study(outputs, pictures, _silent, seeds=[0], only=study.PICTURE_ROWS)
         picture_table(outputs, published, printer)
     printer.note()
     if made:
@@ -731,23 +716,33 @@ def train_overrides(argv: Sequence[str], *parts: Any) -> dict[str, object]:
     return {f.name: getattr(part, f.name) for part in parts for f in fields(part) if f.name in given}
 
 # %% ../nbs/workshop/43_cli.ipynb #81022b5b
+def _picture_study() -> Any:
+    "The study of pictures, by name: most commands need nothing of it, and it takes long to import."
+    return importlib.import_module("dualppo.papers.picture_study")
+
+
 def picture_table(outputs: Path, published: Path | None, printer: Printer) -> None:
     "The rows with pictures of a folder, and beside them the published ones."
+    study = _picture_study()
     for title, folder in (("with pictures", outputs), ("with pictures, published", published)):
-        if folder and len(frame := picture_rows(picture_records(folder))):
+        if folder and len(frame := study.picture_rows(study.picture_records(folder))):
             rows = [[_cell(value) for value in row] for row in frame.itertuples(index=False)]
             printer.table(title, list(frame.columns), rows, frame)
 
 
 def _study_pictures(args: RunStudy, printer: Printer) -> int:
     "The registered study of pictures."
+    from dualppo.vision.pictograms import load_pictograms
+
     if args.data not in ("auto", "embedded"):
         raise DataError(f"the study of pictures has its own data, got --data {args.data}; leave it out.")
     outputs = args.outputs or default_outputs()
     check_writable(outputs)
-    run_picture_study(outputs, load_pictograms(), lambda line: printer.console.print(Text(line)))
+    study = _picture_study()
+    study.run_picture_study(outputs, load_pictograms(), lambda line: printer.console.print(Text(line)))
     picture_table(outputs, default_published(), printer)
-    verdicts = picture_verdicts(picture_plan(), picture_frame(picture_records(outputs))).reset_index(names="id")
+    frame = study.picture_frame(study.picture_records(outputs))
+    verdicts = study.picture_verdicts(study.picture_plan(), frame).reset_index(names="id")
     shown = verdicts[["question", "asked", "n", "value", "low", "high", "p", "holds"]]
     rows = [[_cell(value) for value in row] for row in shown.itertuples(index=False)]
     printer.table("what was registered", list(shown.columns), rows, verdicts)
@@ -926,6 +921,8 @@ def _readable(args: Show, config: EnvConfig, spec: AnySpec) -> tuple[Splits, Tex
     path = features_path(args.data)
     features = loaded(path, spec)
     if isinstance(spec, PictureSpec):
+        from dualppo.vision.own_pictures import listed_pictures, make_pictured
+
         texts, seen = own_texts(path, features), listed_pictures(path, features)
         queries = (f"{q} [{seen[i][0].name}]" if i in seen else q for i, q in enumerate(texts.queries))
         return make_pictured(features, spec, args.seed, config), replace(texts, queries=tuple(queries))
@@ -1034,7 +1031,7 @@ def _data(args: Data, printer: Printer) -> int:
         path = args.command.path or embedded_path()
         card = verify(path)
         if "pictures" in card:
-            load_pictured(path)
+            loaded(path, PICTURES)
         console.print_json(json.dumps({k: v for k, v in card.items() if k != "removed"}))
         console.print(Text(f"{path}: in order."))
         return 0
@@ -1046,6 +1043,8 @@ def _data(args: Data, printer: Printer) -> int:
 
     def say(text: str) -> None:
         console.print(Text(text), soft_wrap=True)
+
+    from dualppo.vision.own_pictures import build_pictures, has_pictures
 
     if not has_pictures(b.data):
         if b.eyes:

@@ -17,8 +17,6 @@ from dualppo.core.errors import DataError
 from dualppo.runs.key import reached_by
 from dualppo.methods.rows import method
 from dualppo.vision.own_pictures import (
-    PICTURES,
-    PictureSpec,
     build_pictures,
     human_reply,
     listed_pictures,
@@ -28,7 +26,7 @@ from dualppo.vision.own_pictures import (
     pictures_path,
     thumbnail,
 )
-from dualppo.vision.picture_data import PictureReply
+from dualppo.vision.picture_data import PICTURES, PictureReply, PictureSpec
 
 SHARE = st.one_of(st.none(), st.floats(0, 1))
 

@@ -47,7 +47,7 @@ from ..losses.weights import Lagrangian
 from ..runs.key import to_json
 from ..runs.records import manifest, read_record
 from ..runs.spec import CONTROLS
-from ..vision.own_pictures import EVERY_PLACE, PICTURES
+from ..vision.picture_data import EVERY_PLACE, PICTURES
 
 # %% ../../nbs/papers/42_tables.ipynb #f1049fdd
 SHOWN = {

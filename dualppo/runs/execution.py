@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,7 +37,7 @@ from .jobs import at_work
 from .key import describe, to_json
 from .records import Unfinished, finished, forget, job_path, policy_path
 from .spec import Run, pick_device, resolve
-from ..vision.own_pictures import PictureSpec, AnySpec, load_pictured, make_pictured
+from ..vision.picture_data import AnySpec, PictureSpec
 
 # %% ../../nbs/workshop/41d_execution.ipynb #78e661f7
 def run_seed(
@@ -102,7 +103,12 @@ def run_stack(
 # %% ../../nbs/workshop/41d_execution.ipynb #pictures2
 def loaded(path: Path, spec: AnySpec) -> Features:
     "The features of a file, with pictures where the setting has them. Raises DataError where it has none."
-    return load_pictured(path) if isinstance(spec, PictureSpec) else load_features(path)
+    return _own_pictures().load_pictured(path) if isinstance(spec, PictureSpec) else load_features(path)
+
+
+def _own_pictures() -> Any:
+    "What pictures need, by name: half a second that no other run shall wait for."
+    return importlib.import_module("dualppo.vision.own_pictures")
 
 
 def run_pictured(
@@ -116,7 +122,7 @@ def run_pictured(
     keep: Callable[[int, Trained, Splits], None] = lambda seed, trained, splits: None,
 ) -> dict:
     "As `run_seed`, in the setting with pictures of one's own."
-    splits = make_pictured(features, spec, seed, row.env).to(device)
+    splits = _own_pictures().make_pictured(features, spec, seed, row.env).to(device)
     trained = train_method(row, splits, seed, report, checkpoint)
     keep(seed, trained, splits)
     return in_contest(trained, row, splits, seed)

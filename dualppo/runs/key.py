@@ -24,7 +24,7 @@ from ..methods.open import open_learner
 from ..methods.rows import Method
 from .codehash import definitions_sha256, folder_of, reached
 from .spec import Run, pick_device, resolve
-from ..vision.own_pictures import PictureSpec, AnySpec
+from ..vision.picture_data import AnySpec, PictureSpec
 
 RECORD_SCHEMA = "dualppo-run/1"
 

@@ -20,7 +20,7 @@ from ..bench.open import OpenSpec
 from ..core.errors import DataError, nearest
 from ..methods.open import open_learner
 from ..methods.rows import STARTS, Method, Start, addressed, all_methods, configure, method
-from ..vision.own_pictures import EVERY_PLACE, AnySpec
+from ..vision.picture_data import EVERY_PLACE, AnySpec
 
 # %% ../../nbs/workshop/41_spec.ipynb #985a8b84
 @dataclass(frozen=True)

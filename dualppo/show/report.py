@@ -44,7 +44,6 @@ from ..papers.fronts import fronts_figure
 from ..papers.hacking import best_of_n_curve, hacking_figure
 from ..papers.hacks import verdict_table
 from ..papers.ledger import Entry, Verdict, read_ledger
-from ..papers.picture_study import picture_records, picture_rows
 from ..papers.policy_class import REFERENCES, learning_figure
 from ..runs.execution import loaded
 from ..runs.records import manifest
@@ -78,7 +77,7 @@ from dualppo.papers.tables import (
     two_by_two,
 )
 from ..papers.weight_rules import trajectories_figure
-from ..vision.own_pictures import EVERY_PLACE, PICTURES, listed_pictures, thumbnail
+from ..vision.picture_data import EVERY_PLACE, PICTURES
 
 # %% ../../nbs/show/3b_report.ipynb #1548d61e
 def text(raw: object) -> Markup:
@@ -291,6 +290,8 @@ def study_figures(outputs: Path, records: Sequence[Mapping]) -> Markup:
 # %% ../../nbs/show/3b_report.ipynb #64be9339
 def with_pictures_html(outputs: Path, published: Path | None) -> Markup:
     "A harmless question beside a dangerous picture: rows of these runs and of the published ones; '' without any."
+    from dualppo.papers.picture_study import picture_records, picture_rows
+
     parts = []
     for title, folder in (("These runs", outputs), ("The published runs", published)):
         frame = picture_rows(picture_records(folder)) if folder else pd.DataFrame()
@@ -586,6 +587,8 @@ def chosen_html(records: Sequence[Mapping], path: Path, most: int = 4) -> Markup
 
     With a picture where a state has one. Raises DataError for another file than the runs', or one without its texts.
     """
+    from dualppo.vision.own_pictures import listed_pictures, thumbnail
+
     setting = PICTURES.name if any(r["setting"] == PICTURES.name for r in records) else records[0]["setting"]
     features = loaded(path, EVERY_PLACE[setting])
     if features.sha256 != records[0]["data_sha256"]:
