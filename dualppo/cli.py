@@ -506,8 +506,14 @@ def show_grid(
     texts: str,
     console: Console,
     forecast: TimeLeft,
+    called: Callable[[Run], str] | None = None,
+    tables: bool = True,
 ) -> list[Outcome]:
-    "Run the grid under a progress bar that says what runs and about how long it will take."
+    """Run the grid under a progress bar that says what runs, as it is `called`, and about how long it will take.
+
+    Its `tables` fill as runs end.
+    """
+    called = called or named
     running: list[Run] = []
     bar = Progress(
         SpinnerColumn(),
@@ -523,7 +529,7 @@ def show_grid(
         task = bar.add_task("looking for what is missing", total=len(runs))
 
         def names() -> None:
-            bar.update(task, description=", ".join(map(named, running)))
+            bar.update(task, description=", ".join(map(called, running)))
 
         def started(run: Run) -> None:
             running.append(run)
@@ -540,8 +546,9 @@ def show_grid(
             seeds = seconds_of_seeds(job_path(outputs, outcome.run)) if outcome.status == "done" else []
             forecast.end(outcome.run, outcome.seconds, seeds)
             names()
-            tell(outcome, console, about(forecast.seconds_left(time.monotonic())) if forecast.unfinished else "")
-            if outcome.status == "done":
+            left = about(forecast.seconds_left(time.monotonic())) if forecast.unfinished else ""
+            tell(outcome, console, left, called(outcome.run))
+            if outcome.status == "done" and tables:
                 refresh(outputs, profile_folder(outcome.run))
 
         outcomes = run_grid(runs, outputs, workers, notebooks, texts, started, ended)
@@ -561,10 +568,10 @@ def count_line(outcomes: Sequence[Outcome]) -> str:
     )
 
 # %% ../nbs/workshop/43_cli.ipynb #0c897cf4
-def tell(outcome: Outcome, console: Console, left: str = "") -> None:
-    "One line about a run that ended, and about the time left."
+def tell(outcome: Outcome, console: Console, left: str = "", name: str = "") -> None:
+    "One line about a run that ended, by its `name` or what it is, and about the time left."
     sign, style = ("✓", "green") if outcome.status == "done" else ("✗", "red")
-    said = Text(f"{sign} {named(outcome.run)} {outcome.seconds:.0f} s {outcome.why}".rstrip(), style=style)
+    said = Text(f"{sign} {name or named(outcome.run)} {outcome.seconds:.0f} s {outcome.why}".rstrip(), style=style)
     console.print(said.append(f"; {left}" if left else "", style="dim"))
 
 
@@ -760,13 +767,14 @@ def _study(args: RunStudy, printer: Printer) -> int:
     runs = list(chosen.runs(data, args.device).values())
     labels = {job_path(outputs, run): label for label, run in chosen.runs(data, args.device).items()}
     console.print(Text(chosen.question))
-    outcomes = run_grid(
-        runs,
-        outputs,
-        worker_count(args.workers),
-        args.notebooks,
-        ended=lambda o: console.print(Text(f"{o.status:>7}  {labels[job_path(outputs, o.run)]}")),
-    )
+
+    def called(run: Run) -> str:
+        return labels[job_path(outputs, run)]
+
+    workers = worker_count(args.workers)
+    forecast = TimeLeft.of(runs, seconds_before(default_published() or outputs, runs), workers)
+    outcomes = show_grid(runs, outputs, workers, args.notebooks, "", console, forecast, called, tables=False)
+    console.print(count_line(outcomes))
     frame = studies.summary(chosen, outputs, data=data)
     title = f"{chosen.name} ({chosen.setting}): test, best epoch on dev, mean over seeds"
     rows = [(label, *(f"{value:.4g}" for value in row)) for label, row in frame.iterrows()]
