@@ -175,3 +175,35 @@ def test_text_has_contrast(browser, scheme):
     for text, ground in colours:
         high, low = sorted((light(text), light(ground)), reverse=True)
         assert (high + 0.05) / (low + 0.05) >= 4.5, (scheme, text, ground)
+
+
+def test_a_slider_that_is_dragged_gives_pythons_values(browser, bench):
+    from selenium.webdriver import ActionChains
+
+    size = {"width": 1200, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.refresh()
+    at = {"alpha": 0.5, "tau": 0.5, "kappa": 40.0, "strength": 0.0}
+    for name, by in (("strength", 60), ("alpha", -40), ("tau", 25)):
+        slider = browser.find_element("id", name)
+        low, high = (float(slider.get_attribute(end)) for end in ("min", "max"))
+        width = slider.rect["width"] - 16  # the middle of the handle does not reach the ends
+        grip = round(((at[name] - low) / (high - low) - 0.5) * width)
+        mouse = ActionChains(browser).move_to_element_with_offset(slider, grip, 0).click_and_hold()
+        mouse.move_by_offset(by, 0).release().perform()
+        now = float(slider.get_attribute("value"))
+        assert (now - at[name]) * by > 0, f"{name} was dragged by {by} and went from {at[name]} to {now}"
+        at[name] = now
+        expected = explorer.exact_values(bench[1], at["alpha"], at["tau"], at["kappa"], at["strength"] ** 2 / 50)
+        assert moved(browser) == pytest.approx(expected, abs=1e-6), at
+
+
+@pytest.mark.parametrize("wish, moves", [("reduce", False), ("no-preference", True)])
+def test_nothing_glides_for_who_wants_no_motion(browser, wish, moves):
+    media = {"features": [{"name": "prefers-reduced-motion", "value": wish}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    gliding = """return [...document.querySelectorAll("*")].filter(e => {
+      const s = getComputedStyle(e);
+      return s.animationName != "none" || s.transitionDuration.split(",").some(t => parseFloat(t) > 0);
+    }).length"""
+    assert (browser.execute_script(gliding) > 0) is moves
