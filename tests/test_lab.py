@@ -21,7 +21,7 @@ from dualppo.core.errors import DataError
 from dualppo.losses.weights import balances
 from dualppo.methods.ppo import PPOConfig
 from dualppo.writing.cached_head import toy_policy
-from dualppo.writing.stored import save_writer
+from dualppo.writing.stored import load_speaker, save_writer
 from dualppo.policies.stored import StateForm, load_policy, load_ranker, save_policy
 from dualppo.text.encoders import encoder_identity
 from dualppo.policies.policy import make_policy
@@ -154,6 +154,26 @@ def test_a_stored_policy_is_as_large_as_its_tensors(tmp_path):
         save_policy(policy, path := tmp_path / f"{change}.safetensors")
         with pytest.raises(DataError, match="holds no policy .*(size mismatch|not finite)"):
             load_policy(path)
+
+
+def test_a_flipped_bit_makes_no_other_policy(tmp_path):
+    """Of both kinds of stored policies: the numbers lie at the end of the file, the notes at its beginning."""
+    chooser, writer = make_policy("two_tower", 8, 4, hidden=3), toy_policy()
+    kinds = (
+        (lambda path: save_policy(chooser, path), load_policy),
+        (lambda path: save_writer(writer, path, "toy", "mine"), load_speaker),
+    )
+    for save, load in kinds:
+        save(path := tmp_path / "x.safetensors")
+        whole = path.read_bytes()
+        load(path)
+        for place in (-1, -2, -7, -100, whole.index(b"seal") + 9):
+            changed = bytearray(whole)
+            changed[place] ^= 1
+            path.write_bytes(changed)
+            with pytest.raises(DataError, match="not the file that was written"):
+                load(path)
+        path.unlink()
 
 
 def test_no_policy_is_written_over_a_strangers_file(tmp_path):

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..core.errors import DataError
 from ..core.files import atomic_write, may_write
 from ..bench import features
-from ..core.tensors import read_tensors, safetensors_bytes
+from ..core.tensors import read_sealed, read_tensors, sealed_bytes
 from ..bench.masking import safe_set, mask_logits
 from ..bench.rewards import context_embedding
 from ..bench.trajectories import ZScore
@@ -55,14 +55,14 @@ def save_policy(policy: Policy, path: Path, form: StateForm | None = None) -> No
         if form.scale:
             tensors |= {"state/mean": form.scale.mean, "state/std": form.scale.std}
     may_write(path, lambda there: "policy" in read_tensors(there)[1])
-    atomic_write(path, safetensors_bytes(tensors, notes))
+    atomic_write(path, sealed_bytes(tensors, notes))
 
 
 def _opened(path: Path, device: str | torch.device) -> tuple[Policy, StateForm | None]:
     "What a file of `save_policy` holds."
     if not path.exists():
         raise DataError(f"{path}: no such file; train the method first, which leaves its policies beside the record.")
-    tensors, notes, _ = read_tensors(path, do="train the method again")
+    tensors, notes = read_sealed(path, do="train the method again")
     tensors = {name: values.to(device, torch.float32) for name, values in tensors.items()}
     try:
         made, words = json.loads(notes["policy"]), json.loads(notes.get("state", "null"))

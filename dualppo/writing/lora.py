@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..core.errors import DataError
 from ..core.files import atomic_write, may_write
-from ..core.tensors import read_tensors, safetensors_bytes
+from ..core.tensors import read_sealed, read_tensors, sealed_bytes
 from .llama import NAMES, PARTS, Layer, Llama, Lora
 
 # %% ../../nbs/writing/51a_lora.ipynb #e83aff8f
@@ -121,7 +121,7 @@ def save_adapter(
         "notes": dict(notes),
     }
     may_write(path, lambda there: "adapter" in read_tensors(there)[1])
-    atomic_write(path, safetensors_bytes(tensors, {"adapter": json.dumps(own, sort_keys=True)}))
+    atomic_write(path, sealed_bytes(tensors, {"adapter": json.dumps(own, sort_keys=True)}))
 
 
 def load_adapter(path: Path) -> tuple[Adapter, dict[str, Any]]:
@@ -129,7 +129,7 @@ def load_adapter(path: Path) -> tuple[Adapter, dict[str, Any]]:
 
     Raises DataError, one sentence, for a file that is missing, damaged, or no adapter.
     """
-    tensors, about, _ = read_tensors(path, do=STORE_AGAIN)
+    tensors, about = read_sealed(path, do=STORE_AGAIN)
     try:
         own = json.loads(about["adapter"])
         split, scale = int(own["split"]), float(own["scale"])
