@@ -86,7 +86,12 @@ PROMISES = {
         (TABLES, "test_no_table_report_or_ledger_is_written_over_a_strangers_file"),
         (LAB, "test_no_policy_is_written_over_a_strangers_file"),
     ],
-    "Cells of `NAME.replies.csv` and `NAME.queries.csv`": [(OWN, "test_no_cell_is_a_formula")],
+    "Cells of `NAME.replies.csv`, `NAME.queries.csv`": [
+        (OWN, "test_no_cell_is_a_formula"),
+        ("test_vision_own", "test_a_name_that_a_spreadsheet_would_run_is_inert_and_comes_back"),
+    ],
+    "A page shows a picture only while": [("test_vision_own", "test_a_thumbnail_is_of_the_picture_that_was_encoded")],
+    "A stored policy carries the sha256": [(LAB, "test_a_flipped_bit_makes_no_other_policy")],
     "Text from outside is escaped": [(HOSTILE, "test_reports_are_inert_whatever_the_data_is_called")],
 }
 

@@ -164,6 +164,15 @@ def test_a_thumbnail_is_of_the_picture_that_was_encoded(built, tmp_path):
         pictures_path(built).write_text(listed)
 
 
+def test_a_name_that_a_spreadsheet_would_run_is_inert_and_comes_back(tmp_path):
+    lines = rows(8)
+    lines[0]["image"] = "=cmd0.png"
+    out = tmp_path / "mine.safetensors"
+    build_pictures(draw(tmp_path, lines), out, report=str, cache=tmp_path / "cache", eyes=Colour(), progress=False)
+    assert "0,'=cmd0.png," in pictures_path(out).read_text()
+    assert thumbnail(*listed_pictures(out, load_pictured(out))[0])
+
+
 def test_what_cannot_be_used_gets_a_sentence(built, toy, tmp_path, capsys):
     def refused(*argv: str) -> str:
         assert main([str(a) for a in argv]) == 2

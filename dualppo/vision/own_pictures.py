@@ -40,7 +40,16 @@ from dualppo.bench.features import (
     write_features,
 )
 from ..bench.masking import safe_set
-from ..bench.replies import is_queries, is_replies, queries_path, replies_path, write_queries, write_replies
+from dualppo.bench.replies import (
+    is_queries,
+    is_replies,
+    queries_path,
+    quoted_cell,
+    replies_path,
+    unquoted_cell,
+    write_queries,
+    write_replies,
+)
 from ..bench.rewards import safety_reward
 from ..bench.trajectories import ZScore
 from ..core.errors import DataError, bad_input
@@ -105,7 +114,8 @@ def _list_pictures(out: Path, rows: Sequence[PictureRow]) -> Path:
     table.writerow(PICTURE_LIST)
     for i, row in enumerate(rows):
         if row.image:
-            table.writerow((i, Path(os.path.relpath(row.image, out.parent)).as_posix(), sha256_of(row.image)))
+            shown = Path(os.path.relpath(row.image, out.parent)).as_posix()
+            table.writerow((i, quoted_cell(shown), sha256_of(row.image)))
     atomic_write(place, text.getvalue())
     return place
 
@@ -365,7 +375,7 @@ def listed_pictures(path: str | Path, features: Features) -> dict[int, tuple[Pat
     for i, row in enumerate(table_rows(place, PICTURE_LIST, delimiter=",", strict=True)):
         if not row["row"].isdecimal() or len(row["row"]) > 9 or int(row["row"]) >= len(features):
             raise DataError(f"{place}, row {i}, field 'row': is no row of the features; build them again.")
-        found[int(row["row"])] = place.parent / row["picture"], row["sha256"]
+        found[int(row["row"])] = place.parent / unquoted_cell(row["picture"]), row["sha256"]
     return found
 
 
