@@ -19,7 +19,7 @@ from torch import Tensor
 from ..core.errors import DataError
 from ..core.files import atomic_write, may_write
 from ..bench import features
-from ..core.tensors import read_sealed, read_tensors, sealed_bytes
+from ..core.tensors import read_sealed_tensors, read_tensors, sealed_bytes
 from ..bench.masking import safe_set, mask_logits
 from ..bench.rewards import context_embedding
 from ..bench.trajectories import ZScore
@@ -62,7 +62,7 @@ def _opened(path: Path, device: str | torch.device) -> tuple[Policy, StateForm |
     "What a file of `save_policy` holds."
     if not path.exists():
         raise DataError(f"{path}: no such file; train the method first, which leaves its policies beside the record.")
-    tensors, notes = read_sealed(path, do="train the method again")
+    tensors, notes = read_sealed_tensors(path, do="train the method again")
     tensors = {name: values.to(device, torch.float32) for name, values in tensors.items()}
     try:
         made, words = json.loads(notes["policy"]), json.loads(notes.get("state", "null"))

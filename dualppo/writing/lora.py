@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..core.errors import DataError
 from ..core.files import atomic_write, may_write
-from ..core.tensors import read_sealed, read_tensors, sealed_bytes
+from ..core.tensors import read_sealed_tensors, read_tensors, sealed_bytes
 from .llama import NAMES, PARTS, Layer, Llama, Lora
 
 # %% ../../nbs/writing/51a_lora.ipynb #e83aff8f
@@ -129,7 +129,7 @@ def load_adapter(path: Path) -> tuple[Adapter, dict[str, Any]]:
 
     Raises DataError, one sentence, for a file that is missing, damaged, or no adapter.
     """
-    tensors, about = read_sealed(path, do=STORE_AGAIN)
+    tensors, about = read_sealed_tensors(path, do=STORE_AGAIN)
     try:
         own = json.loads(about["adapter"])
         split, scale = int(own["split"]), float(own["scale"])
