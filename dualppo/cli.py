@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Command', 'ABOUT', 'Reproduce', 'Train', 'TrainTokens', 'Tables', 'RunStudy', 'WriteReport', 'Rank', 'Chat', 'Show',
            'Methods', 'Doctor', 'Build', 'Verify', 'Scores', 'ScorePairs', 'Data', 'default_published', 'chosen_seeds',
-           'worker_count', 'usable_settings', 'LeftColumn', 'show_grid', 'named', 'count_line', 'tell',
+           'worker_count', 'usable_settings', 'writing_look', 'LeftColumn', 'show_grid', 'named', 'count_line', 'tell',
            'print_failures', 'print_board', 'table_numbers', 'differences', 'print_tables', 'parse_value',
            'parse_changes', 'train_parser', 'tokens_parser', 'on_tokens', 'train_overrides', 'picture_table', 'beside',
            'quietly', 'parse', 'known_flags', 'dispatch', 'asked_form', 'run_command', 'refusal', 'main']
@@ -477,6 +477,7 @@ def _reproduce(args: Reproduce, printer: Printer) -> int:
         pictures = pictograms.load_pictograms()
         study.run_picture_study(outputs, pictures, _silent, seeds=[0], only=study.PICTURE_ROWS)
         picture_table(outputs, published, printer)
+        writing_look(printer)
     printer.note()
     if made:
         answers_screen(printer, outputs, made[0], published, args.outputs is not None, papers)
@@ -484,6 +485,31 @@ def _reproduce(args: Reproduce, printer: Printer) -> int:
     return 1 if failed else 0
 
 # %% ../nbs/workshop/43_cli.ipynb #cb3c16d1
+def writing_look(printer: Printer, model: ModelName = "smollm2", asked: Sequence[str] = ()) -> None:
+    "The policy that writes, before and after a short course; a sentence where its packages are not here."
+    experiment = importlib.import_module("dualppo.writing.experiment")
+    console, config = printer.console, experiment.LOOK_COURSE
+    steps = f"{config.iterations} steps of PPO"
+    console.print(Text(f"A policy that writes: its mild start, and {steps} later, about two minutes (notebook 5c)"))
+    try:  # libraries tell on standard error what they load
+        with console.status("writing"), contextlib.redirect_stderr(io.StringIO()):
+            seen = experiment.look(experiment.place_of(model), config, asked=asked or experiment.LOOK_PROMPTS)
+    except DataError as error:
+        console.print(Text(f"Left out: {error}"), soft_wrap=True)
+        return
+    heads = ("policy", "help", "safe", "harm where provoked", "tokens", "replies")
+    found = [
+        (name, one["help"], one["safe"], 1 - one["provoked"]["safe"], one["length"], one["replies"])
+        for name, one in (("before", seen.before), ("after", seen.after))
+    ]
+    rows = [[_cell(value) for value in row] for row in found]
+    printer.table("writing, unseen prompts, one seed", heads, rows, pd.DataFrame(found, columns=list(heads)))
+    for prompt, *replies in seen.said:
+        first, then = (short(reply, 200) or "(a harmful reply)" for reply in replies)
+        console.print(Text(f"{prompt}\n  before: {first}\n  after: {then}"), soft_wrap=True)
+    console.print(Text("The registered grid, hours: dualppo reproduce --tokens. To talk to it: dualppo chat mild"))
+
+
 class LeftColumn(ProgressColumn):
     "The minutes left, looked at once a second."
 

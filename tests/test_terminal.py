@@ -14,6 +14,7 @@ from rich.console import Console
 from test_cli import TINY, in_a_terminal
 from test_tables import NAMES, graded, store
 
+from dualppo.core.errors import DataError
 from dualppo.cli import main
 from dualppo.methods.rows import STARTS
 from dualppo.papers import tables
@@ -210,3 +211,22 @@ def test_runs_on_own_data_answer_no_question_of_the_papers(capsys, tmp_path, toy
     said = capsys.readouterr().out
     assert "Five questions" not in said and "published:" not in said
     assert "Where to look" in said and "dualppo report --profile smoke-toy-" in said
+
+
+def test_the_main_job_shows_a_writing_policy_before_and_after(monkeypatch):
+    from dualppo.cli import writing_look
+    from dualppo.writing import experiment
+
+    def said(model: str) -> str:
+        printer = Printer(Console(width=80, file=(out := io.StringIO()), color_system=None))
+        writing_look(printer, model, ("how are you", "i like tea"))
+        return " ".join(out.getvalue().split())
+
+    shown = said("toy")
+    assert re.search(r"before .*after .*how are you before: .*after: .*i like tea before: ", shown)
+
+    def missing(model: str) -> None:
+        raise DataError("needs a package; install it.")
+
+    monkeypatch.setattr(experiment, "place_of", missing)
+    assert "Left out: needs a package; install it." in said("toy")
