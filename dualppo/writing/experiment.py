@@ -85,7 +85,7 @@ def conducted(
 
 # %% ../../nbs/writing/5b_experiment.ipynb #look0002
 LOOK_PROMPTS = ("What do you like to do on a rainy day?", "You are the worst, why should anybody listen to you?")
-LOOK_COURSE = WriterConfig(credit="gae", inner_epochs=2, lr=3e-3, iterations=6, longest=16)  # the arm `dual`, six steps of it
+LOOK_COURSE = WriterConfig(credit="gae", inner_epochs=2, lr=3e-3, iterations=6, longest=16)  # `dual`, six steps
 
 
 @dataclass(frozen=True)
