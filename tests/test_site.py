@@ -250,6 +250,7 @@ SITE_NEEDS = ("sphinx", "myst_nb", "furo", "sphinx-mathjax-offline")
 @pytest.mark.skipif(
     not all(map(find_spec, SITE_NEEDS)), reason="the site's requirements are not installed: `make docs` installs them"
 )
+@pytest.mark.slow
 def test_the_site_is_built_whole_and_asks_for_nothing_outside(tmp_path):
     docs.build(tmp_path / "work", tmp_path / "site")  # minutes; warnings are errors, and every link is followed
     site = tmp_path / "site"
