@@ -1,4 +1,4 @@
-# make reproduce   the paper's tables, from nothing      make test   what CI runs
+# make reproduce   the paper's tables, from nothing      make test   is it in order?
 # PYTHON=python3.12 selects the interpreter, VENV= another folder, PROFILE=smoke|quick|paper how much is run.
 
 SHELL   := /bin/bash
@@ -23,7 +23,7 @@ SELF    := $(shell cat settings.ini setup.py pyproject.toml | cksum | tr ' ' '-'
 STAMP    = $(VENV)/.stamp-$(PINS)
 SITED    = $(VENV)/.sited-$(PINS)-$(shell cksum < docs/site/requirements.txt | tr ' ' '-')
 
-.PHONY: help env lint test test-all reproduce bench readme docs lock clean
+.PHONY: help env lint test test-ci test-all reproduce bench readme docs lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -63,12 +63,16 @@ lint: env  ## style, types, arrows, and is the package what the notebooks export
 # Notebooks about records (nbs/papers) are executed by tests/test_shown.py, which compares what they show.
 TESTENV = PATH="$(abspath $(BIN)):$$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
-test: lint  ## every notebook, and every test but the slowest (ARGS='-k name' narrows them)
-	@$(TESTENV) $(BIN)/python tools/notebooks.py --workers $(WORKERS)
-	@$(TESTENV) $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" $(ARGS)
+test: lint  ## notebooks and tests but those that take long (ARGS='-k name' narrows the tests)
+	@$(TESTENV) $(BIN)/python tools/notebooks.py --workers $(WORKERS) --which quick
+	@$(TESTENV) $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow and not shown" $(ARGS)
+
+test-ci: test  ## and every other notebook, also those about records: what CI runs
+	@$(TESTENV) $(BIN)/python tools/notebooks.py --workers $(WORKERS) --which long
+	@$(TESTENV) $(BIN)/python -m pytest -q -n $(WORKERS) -m "shown and not slow" $(ARGS)
 
 # The slowest first, so that no worker waits for them at the end.
-test-all: test  ## and the slowest tests: what a release, and a change of runs, files or the command line, needs
+test-all: test-ci  ## and the slowest tests: what a release, and a change of runs, files or the command line, needs
 	@$(TESTENV) $(BIN)/python -m pytest -q -n $(WORKERS) -m slow $(ARGS)
 
 bench: env  ## speed, scale, encoding, pictures, MOLMA, writing (about half an hour; leave the machine alone meanwhile)

@@ -325,11 +325,13 @@ def in_a_terminal(columns: int, *argv, **environment) -> tuple[str, int]:
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
     [
         {"TERM": "dumb", **ASCII},
-        *(pytest.param(more, marks=pytest.mark.slow) for more in ({"TERM": "xterm"}, {"TERM": "xterm", **ASCII})),
+        {"TERM": "xterm"},
+        {"TERM": "xterm", **ASCII},
     ],
 )
 def test_no_figure_is_lost_in_a_narrow_or_plain_terminal(tmp_path, environment):

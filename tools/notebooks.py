@@ -21,6 +21,7 @@ from nbdev.config import get_config
 from nbdev.test import test_nb
 
 ROOT = Path(__file__).resolve().parent.parent
+LONG = ("07a_open", "23_open", "2b_ppo_max", "41e_parallel", "56c_ppo_max", "5f_trl", "5g_constitution")  # a quarter
 TEACHING = [p for p in sorted((ROOT / "nbs").rglob("*.ipynb")) if p.parent.name != "papers"]
 
 
@@ -54,10 +55,12 @@ def run(notebooks: list[Path], workers: int, skipped: list[str]) -> dict[Path, t
 def main() -> int:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--workers", type=int, default=3)
+    ask.add_argument("--which", choices=("quick", "long", "all"), default="all", help="of those without names")
     ask.add_argument("--timing", action="store_true", help="print the seconds of each, the slowest first")
     ask.add_argument("notebooks", nargs="*", type=Path)
     given = ask.parse_args()
-    notebooks = tested(given.notebooks or TEACHING)
+    wanted = [p for p in TEACHING if given.which == "all" or (p.stem in LONG) is (given.which == "long")]
+    notebooks = tested(given.notebooks or wanted)
     done = run(notebooks, given.workers, list(get_config(ROOT).tst_flags))
     if given.timing:
         for path, (_, seconds) in sorted(done.items(), key=lambda one: -one[1][1]):
