@@ -65,11 +65,11 @@ TESTENV = PATH="$(abspath $(BIN)):$$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELIS
 
 test: lint  ## notebooks and tests but those that take long (ARGS='-k name' narrows the tests)
 	@$(TESTENV) $(BIN)/python tools/notebooks.py --workers $(WORKERS) --which quick
-	@$(TESTENV) $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow and not shown" $(ARGS)
+	@$(TESTENV) $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow and not ci" $(ARGS)
 
-test-ci: test  ## and every other notebook, also those about records: what CI runs
+test-ci: test  ## and what takes longer, notebooks about records too: what CI runs
 	@$(TESTENV) $(BIN)/python tools/notebooks.py --workers $(WORKERS) --which long
-	@$(TESTENV) $(BIN)/python -m pytest -q -n $(WORKERS) -m "shown and not slow" $(ARGS)
+	@$(TESTENV) $(BIN)/python -m pytest -q -n $(WORKERS) -m "ci and not slow" $(ARGS)
 
 # The slowest first, so that no worker waits for them at the end.
 test-all: test-ci  ## and the slowest tests: what a release, and a change of runs, files or the command line, needs

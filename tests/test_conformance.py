@@ -30,6 +30,8 @@ from dualppo.policies.policy import all_log_probs, make_policy
 from dualppo.runs.spec import Run, resolve
 from dualppo.methods.sampled import Sampled
 
+pytestmark = pytest.mark.ci
+
 SHORT = {
     "epochs": 3,
     "iterations": 10,

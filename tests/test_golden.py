@@ -20,6 +20,8 @@ from dualppo.runs.execution import execute
 from dualppo.runs.records import read_record
 from dualppo.runs.spec import Run
 
+pytestmark = pytest.mark.ci
+
 HERE = Path(__file__).resolve().parent
 GOLDEN = HERE / "golden" / "runs.json"
 RUNS = HERE.parent / "outputs" / "published" / "runs"

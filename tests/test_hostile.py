@@ -35,6 +35,8 @@ from dualppo.core import files
 from dualppo.text import download, exchanges, harm
 from dualppo.core.errors import DataError
 
+pytestmark = pytest.mark.ci
+
 MANY = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 FUZZ = Path(__file__).resolve().parent / "fuzz"
 sys.path.insert(0, str(FUZZ))

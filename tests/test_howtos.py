@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.ci
+
 ROOT = Path(__file__).resolve().parent.parent
 HOWTOS = ROOT / "docs" / "howto"
 PAGES = sorted(HOWTOS.glob("[0-9]*.md"))

@@ -36,6 +36,8 @@ from dualppo.core.tensors import read_tensors, safetensors_bytes, tensors_of
 from dualppo.papers import tables
 from dualppo.text import exchanges
 
+pytestmark = pytest.mark.ci
+
 SHIPPED = "7503e4fd8f9ef7d4c19567241cdc6c64d2809343c76734c24336eee9bbde9ac1"  # named by the published records
 
 

@@ -16,6 +16,8 @@ from toys import write_toy
 from dualppo.runs import parallel
 from dualppo.runs.records import read_record
 
+pytestmark = pytest.mark.ci
+
 ROOT = Path(__file__).resolve().parent.parent
 CALL = "import json, sys; from dualppo.cli import main; sys.exit(max(main(argv) for argv in json.loads(sys.argv[1])))"
 

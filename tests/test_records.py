@@ -32,6 +32,8 @@ from dualppo.runs.records import RunRecord, job_path, manifest, read_record
 from dualppo.runs.spec import Run
 from dualppo.show import report
 
+pytestmark = pytest.mark.ci
+
 PUBLISHED = Path(__file__).resolve().parent.parent / "outputs" / "published"
 REAL = {"similarity": "quick", "dual_ppo": "quick", "molma": "molma", "sft": "quick"}  # method → folder of the record
 

@@ -28,6 +28,8 @@ from dualppo.show import report
 from dualppo.core.errors import DataError
 from dualppo.papers.ledger import Entry, Verdict, read_ledger
 
+pytestmark = pytest.mark.ci
+
 PUBLISHED = Path(__file__).resolve().parent.parent / "outputs" / "published"
 HOSTILE = (
     "<script>alert(1)</script>\x00\x1b[31m\u202e$\\input{x}$\"'>"

@@ -62,7 +62,7 @@ def test_the_comparison_sees_a_stale_number():
 LONG = ("3g_fronts", "3h_open", "3k_red_team", "3l1_harm_trust", "3l2_perturbed", "3l_trust")
 
 
-@pytest.mark.shown
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "path",
     [

@@ -40,6 +40,8 @@ from dualppo.runs.records import Unfinished, finished, forget, job_path, missing
 from dualppo.runs.spec import Run, grid
 from dualppo.papers.tables import build_table, per_seed, read_runs, to_csv
 
+pytestmark = pytest.mark.ci
+
 METHODS = ("random", "similarity", "dual_ppo", "dual_ppo_bandit", "wo_mask_bandit")
 SMALL = {"epochs": 5, "patience": 5, "inner_epochs": 1, "hidden": 8, "dialogues_per_epoch": 20}
 PROCESSES = multiprocessing.get_context("forkserver")

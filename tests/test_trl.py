@@ -13,6 +13,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+pytestmark = pytest.mark.ci
+
 trl = pytest.importorskip("trl", reason="needs TRL: pip install 'dualppo[trl]'")
 
 from tiny_trl import GROUP, START, help, make, model, safe, tokenizer  # noqa: E402

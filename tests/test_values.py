@@ -16,6 +16,8 @@ from dualppo.bench.candidates import STRESS
 from dualppo.bench.env import EnvConfig
 from dualppo.methods.rows import all_methods
 
+pytestmark = pytest.mark.ci
+
 OWNERS = {("sft", "env"): EnvConfig(), ("sft", "candidates"): STRESS}  # a method and a part of an address
 for _row in all_methods().values():
     if type(_row.config) not in map(type, OWNERS.values()):

@@ -24,6 +24,8 @@ from dualppo.writing.prompts import Lesson, Prompt, by_family, of_texts, read_pr
 from dualppo.writing.rejection import Draw, Guarded
 from dualppo.writing.writer import TOKEN_LEARNERS, Writer, WriterConfig, Written
 
+pytestmark = pytest.mark.ci
+
 SHORT = {"iterations": 3, "prompts": 4, "minibatch": 4, "group": 3, "longest": 4, "lr": 1e-2}
 needs_peft = pytest.mark.skipif(not importlib.util.find_spec("peft"), reason="peft is not installed")
 needs_accelerate = pytest.mark.skipif(not importlib.util.find_spec("accelerate"), reason="accelerate is not installed")
