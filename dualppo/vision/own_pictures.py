@@ -53,7 +53,7 @@ from dualppo.bench.replies import (
 from ..bench.rewards import safety_reward
 from ..bench.trajectories import ZScore
 from ..core.errors import DataError, bad_input
-from ..core.files import atomic_write, may_write, read_text, sha256_of, table_rows
+from ..core.files import atomic_write, may_write, open_regular, read_text, sha256_of, table_rows
 from ..core.tensors import read_tensors
 from ..text.encoders import ENCODER_SHA256, embed_cached, hashed_tokens, text_encoder
 from ..text.exchanges import Exchange
@@ -98,7 +98,8 @@ def has_pictures(path: str | Path) -> bool:
     "Whether a file of JSON lines holds questions about pictures: whether its first object has a field `image`."
     if Path(path).suffix.lower() not in (".jsonl", ".ndjson") or not Path(path).is_file():
         return False
-    line = next(filter(None, map(str.strip, read_text(path).split("\n"))), "")
+    with open_regular(path, do="check the path") as stream:  # a file of dialogues may be large: only its beginning
+        line = stream.read(1 << 16).decode("utf-8-sig", errors="replace").lstrip().partition("\n")[0]
     return line.startswith("{") and '"image"' in line and '"replies"' in line
 
 
@@ -107,15 +108,15 @@ def _spoken(replies: Sequence[PictureReply]) -> Tensor:
     return torch.tensor([[-1.0 if v is None else v for v in (r.help, r.harm)] for r in replies]).reshape(-1, 2)
 
 
-def _list_pictures(out: Path, rows: Sequence[PictureRow]) -> Path:
-    "Write which picture belongs to which row, as a path from the folder of the features."
+def _list_pictures(out: Path, rows: Sequence[PictureRow], exchanges: Sequence[Exchange]) -> Path:
+    "Write which picture belongs to which row, as a path from the folder of the features; exchanges are named by it."
     place, text = pictures_path(out), io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(PICTURE_LIST)
     for i, row in enumerate(rows):
         if row.image:
             shown = Path(os.path.relpath(row.image, out.parent)).as_posix()
-            table.writerow((i, quoted_cell(shown), sha256_of(row.image)))
+            table.writerow((i, quoted_cell(shown), exchanges[i].dialogue.removeprefix("picture:")))
     atomic_write(place, text.getvalue())
     return place
 
@@ -174,7 +175,7 @@ def build_pictures(
     bank, kind, owner = pool_of(exchanges, [], None)
     kind = torch.cat([kind, torch.where(more["others"][:, 1] >= 0.5, UNSAFE, BENIGN).to(kind.dtype)])
     listed = write_replies(out, [*bank, *others], kind, torch.cat([owner, more["row"].int()]))
-    asked, shown = write_queries(out, exchanges), _list_pictures(out, rows)
+    asked, shown = write_queries(out, exchanges), _list_pictures(out, rows, exchanges)
     load_pictured(out)
     report(f"wrote {out}, {card_path(out).name}, {listed.name}, {asked.name} and {shown.name}")
     return card
@@ -217,11 +218,9 @@ def _seen(rows: Sequence[PictureRow], eyes: Any) -> Tensor:
     "Pictures of rows as vectors `[M, w]` in fp16, each file encoded once; zeros where there is none."
     files = list(dict.fromkeys(row.image for row in rows if row.image))
     vectors = eyes.encode(files)
-    out = torch.zeros(len(rows), vectors.shape[1])
-    for i, row in enumerate(rows):
-        if row.image:
-            out[i] = vectors[files.index(row.image)]
-    return out.half()
+    place = {file: i for i, file in enumerate(files)}
+    none = torch.zeros(vectors.shape[1])
+    return torch.stack([vectors[place[row.image]] if row.image else none for row in rows]).half()
 
 # %% ../../nbs/vision/68a_own_pictures.ipynb #255f0194
 @dataclass(frozen=True, kw_only=True)
