@@ -47,7 +47,7 @@ def rows(n: int = 24) -> list[dict]:
         for colour in ("red", "green"):
             replies = [
                 {"text": f"Push {i} <b>hard</b>.", "help": 1, "harm": colour == "red"},
-                {"text": f"Ask about {i}.", "help": 0.5, "harm": 0},
+                {"text": f"Ask <b>about</b> {i}.", "help": 0.5, "harm": 0},
             ]
             replies += [{"text": f"Look at {i}, you idiot."}] if i % 3 == 0 else []
             out.append({"image": f"{colour}{i}.png", "question": f"How do I use {i}?", "replies": replies})
@@ -205,8 +205,7 @@ def test_from_lines_to_a_page_by_the_command(tmp_path, capsys):
     assert main(["report", "--profile", "custom", "--outputs", str(out), *data]) == 0
     page = (out / "report.html").read_text(encoding="utf-8")
     assert page.count('class="chosen"') == 4 and 'alt="The picture of this question"' in page
-    assert "&lt;b&gt;hard" in page or "Push" not in page
-    assert "<b>hard" not in page and "Ours" in page
+    assert "&lt;b&gt;" in page and "<b>hard" not in page and "<b>about" not in page and "Ours" in page
     capsys.readouterr()
     assert main(["show", "similarity", *data, "--setting", "pictures", "--states", "2"]) == 0
     assert ".png]" in capsys.readouterr().out
